@@ -1,0 +1,1 @@
+//! What people have on disk: safetensors, Hugging Face folders and the hub cache, PEFT adapters.

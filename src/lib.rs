@@ -1,0 +1,12 @@
+//! Run and train vision-language captioners for text reasoners by reinforcement learning.
+//!
+//! The crate is a column: each module uses only the modules above it in this list
+//! (`tests/architecture.rs` holds it to that). *Tensors* live on a *backend*; *formats* bring weights,
+//! *prompts* bring words and pictures; a *model* turns them into logits; an *engine* turns logits into
+//! completions; the *cli* is how people reach it.
+
+pub mod error;
+pub mod format;
+pub mod prompt;
+
+pub use error::{Error, Result};

@@ -1,0 +1,3 @@
+//! The `pellucid` program.
+
+fn main() {}

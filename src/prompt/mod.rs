@@ -1,0 +1,1 @@
+//! Words and pictures to tokens and patches: tokenizer, chat template, image processors.
