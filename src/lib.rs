@@ -6,6 +6,8 @@
 //! completions; the *cli* is how people reach it.
 
 pub mod error;
+pub mod tensor;
+pub mod backend;
 pub mod format;
 pub mod prompt;
 

@@ -1,0 +1,213 @@
+//! The narrow waist: the few operations everything above is made of.
+//!
+//! Four properties keep it narrow. Tensors are contiguous. Ops have the size of language-model steps, so
+//! that fusion is in the signature. Outputs come first and are allocated by the caller, who also gave them
+//! their shape; an op never allocates on a device. Dtypes are few: activations are f32 (f64 in the oracle;
+//! bf16 on devices), weights and key/value caches bf16 or f32, indices i32.
+//!
+//! **Numerics contract.** A row of an output depends on that row's inputs and on nothing else: not on how
+//! many rows stand beside it, how they were chunked, where its keys lie in memory, or how many threads run.
+//! * `linear`: the order of summation over the inner axis is fixed by its length. With bf16 weights the
+//!   activation is rounded to bf16 first (nearest even); products are exact and sums are f32.
+//! * `attention`, `paged_attention`: keys are reduced in splits of [`SPLIT`] positions counted from the start
+//!   of the sequence, splits are merged in order; contiguous and paged keys give the same bits. With a bf16
+//!   cache the query is rounded to bf16 for the scores; probabilities and sums stay f32.
+//! * norms, softmax and log-probs: one row, one fixed reduction tree.
+
+pub mod cpu;
+
+use crate::{
+    error::Result,
+    tensor::{Dtype, Tensor},
+};
+use std::{fmt, ops::Range};
+
+/// Key positions per attention split; part of the numerics contract.
+pub const SPLIT: usize = 256;
+
+/// y = x·Wᵀ + b + s·(x·Aᵀ)·Bᵀ, the last term for the rows each adapter is given.
+#[derive(Debug, Clone, Copy)]
+pub struct Linear<'a> {
+    /// W `[N, K]`.
+    pub weight: &'a Tensor,
+    /// b `[N]`.
+    pub bias: Option<&'a Tensor>,
+    /// Adapters by row range; ranges do not overlap, rows in none of them get the base weights alone.
+    pub lora: &'a [LoraRows<'a>],
+}
+
+/// One adapter's pair, applied to a range of packed rows.
+#[derive(Debug, Clone)]
+pub struct LoraRows<'a> {
+    /// Rows of x this adapter serves.
+    pub rows: Range<usize>,
+    /// A `[R, K]`.
+    pub a: &'a Tensor,
+    /// B `[N, R]`.
+    pub b: &'a Tensor,
+    /// s, already alpha/r or alpha/√r.
+    pub scale: f32,
+}
+
+/// What a linear does with its result y.
+#[derive(Debug, Clone, Copy)]
+pub enum Epilogue<'a> {
+    /// out = y
+    Store,
+    /// out += y, the residual stream
+    Add,
+    /// out += g ∘ y with a gain per column `[N]` (layer scale)
+    AddScaled(&'a Tensor),
+    /// out = f(y)
+    Activate(Activation),
+}
+
+/// Pointwise functions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// x·σ(x)
+    Silu,
+    /// x·Φ(x), by erf
+    Gelu,
+    /// the tanh approximation of GELU
+    GeluTanh,
+    /// x·σ(1.702x)
+    QuickGelu,
+}
+
+/// Rotary position embedding, one- or many-axis: pair (i, i + D/2) turns by `position[axis[i]] · inv_freq[i]`.
+#[derive(Debug, Clone)]
+pub struct Rope {
+    /// f32 `[D/2]`.
+    pub inv_freq: Tensor,
+    /// Which row of the positions each frequency reads; i32 `[D/2]`.
+    pub axis: Tensor,
+}
+
+/// Which keys the packed queries see in a paged cache; all i32.
+#[derive(Debug, Clone, Copy)]
+pub struct Pages<'a> {
+    /// Where each sequence's queries start in the packed rows; `[B+1]`.
+    pub query_starts: &'a Tensor,
+    /// Keys in the cache per sequence, the queries' own included; `[B]`. The queries are its last positions.
+    pub lengths: &'a Tensor,
+    /// Page numbers per sequence; `[B, max pages]`, unused entries are ignored.
+    pub tables: &'a Tensor,
+}
+
+/// Results of [`Backend::logprobs`], each `[T]`.
+#[derive(Debug)]
+pub struct LogProbs {
+    /// Log-prob of the target; f32 (f64 in the oracle).
+    pub logp: Tensor,
+    /// log Σ exp(logit/temperature); f32.
+    pub lse: Tensor,
+    /// Entropy of the tempered distribution in nats; f32.
+    pub entropy: Tensor,
+    /// The likeliest token, the lowest id among equals; i32.
+    pub greedy: Tensor,
+}
+
+/// A device that can run a model. See the module's numerics contract.
+pub trait Backend: fmt::Debug + Send + Sync {
+    /// What this is, for people: kind, vector units, threads.
+    fn describe(&self) -> String;
+
+    /// The dtype activations have on this backend.
+    fn activation(&self) -> Dtype;
+
+    /// A tensor whose contents are unspecified.
+    fn alloc(&self, dtype: Dtype, shape: &[usize]) -> Result<Tensor>;
+
+    /// Brings a host tensor to the backend; on the CPU this is the tensor itself.
+    fn upload(&self, host: Tensor) -> Result<Tensor>;
+
+    /// Brings a tensor back to the host.
+    fn download(&self, tensor: &Tensor) -> Result<Tensor>;
+
+    /// out[i] = table[rows[i]], converted to out's dtype. out `[T, C]`, table `[·, C]`, rows i32 `[T]`.
+    fn gather_rows(&self, out: &mut Tensor, table: &Tensor, rows: &Tensor) -> Result<()>;
+
+    /// out[rows[i]] = source[i]; rows are distinct. out `[·, C]`, source `[T, C]`, rows i32 `[T]`.
+    fn scatter_rows(&self, out: &mut Tensor, source: &Tensor, rows: &Tensor) -> Result<()>;
+
+    /// out = epilogue(x·Wᵀ + …). out `[T, N]`, x `[T, K]`.
+    fn linear(&self, out: &mut Tensor, x: &Tensor, linear: &Linear<'_>, epilogue: Epilogue<'_>)
+    -> Result<()>;
+
+    /// out = f(gate(x)) ∘ up(x). out `[T, F]`, x `[T, C]`.
+    fn gated_linear(
+        &self,
+        out: &mut Tensor,
+        x: &Tensor,
+        gate: &Linear<'_>,
+        up: &Linear<'_>,
+        activation: Activation,
+    ) -> Result<()>;
+
+    /// out = x / rms(x) ∘ w over groups of w's length, so `[T, H·D]` with w `[D]` is the per-head norm.
+    fn rms_norm(&self, out: &mut Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<()>;
+
+    /// out = (x − mean) / std ∘ w + b. out, x `[T, C]`.
+    fn layer_norm(
+        &self,
+        out: &mut Tensor,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        eps: f32,
+    ) -> Result<()>;
+
+    /// Turns x `[T, H·D]` in place by positions i32 `[axes, T]`; `inverse` turns back.
+    fn rope(&self, x: &mut Tensor, positions: &Tensor, rope: &Rope, inverse: bool) -> Result<()>;
+
+    /// Attention within packed sequences: out, q `[T, H, D]`; k, v `[T, G, D]`; starts i32 `[B+1]`;
+    /// lse f32 `[T, H]`.
+    #[expect(clippy::too_many_arguments, reason = "the op's inputs are what they are")]
+    fn attention(
+        &self,
+        out: &mut Tensor,
+        lse: Option<&mut Tensor>,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        starts: &Tensor,
+        causal: bool,
+        scale: f32,
+    ) -> Result<()>;
+
+    /// Writes keys and values `[T, G, D]` into a paged cache `[N, G, P, D]`; slot = page·P + offset, i32 `[T]`.
+    fn kv_append(
+        &self,
+        k_pool: &mut Tensor,
+        v_pool: &mut Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        slots: &Tensor,
+    ) -> Result<()>;
+
+    /// Causal attention of packed queries over a paged cache, for prefill chunks and decode alike:
+    /// out, q `[T, H, D]`; pools `[N, G, P, D]`; lse f32 `[T, H]`.
+    #[expect(clippy::too_many_arguments, reason = "the op's inputs are what they are")]
+    fn paged_attention(
+        &self,
+        out: &mut Tensor,
+        lse: Option<&mut Tensor>,
+        q: &Tensor,
+        k_pool: &Tensor,
+        v_pool: &Tensor,
+        pages: &Pages<'_>,
+        scale: f32,
+    ) -> Result<()>;
+
+    /// Log-probs of targets under softmax(hidden·Wᵀ / temperature), without a `[T, V]` matrix.
+    /// hidden `[T, C]`, weight `[V, C]`, targets i32 `[T]`.
+    fn logprobs(
+        &self,
+        out: &mut LogProbs,
+        hidden: &Tensor,
+        weight: &Tensor,
+        targets: &Tensor,
+        temperature: f32,
+    ) -> Result<()>;
+}
