@@ -200,6 +200,29 @@ impl Tensor {
         Ok(())
     }
 
+    /// Rows `range` of the leading axis: a narrower window for mapped bytes, a copy for owned ones. This is
+    /// how a fused weight (q, k and v in one) becomes separate ones.
+    pub fn rows_of(&self, range: Range<usize>) -> Result<Tensor> {
+        let mut shape = self.shape.clone();
+        if shape.is_empty() || range.start > range.end || range.end > shape[0] {
+            return Err(Error::internal("tensor", format!("rows {range:?} of {:?}", self.shape)));
+        }
+        shape[0] = range.len();
+        let width = self.row_len() * self.dtype.size();
+        let window = range.start * width..range.end * width;
+        match &self.buffer {
+            Buffer::Shared { bytes, range: outer } => {
+                let inner = outer.start + window.start..outer.start + window.end;
+                Tensor::shared(self.dtype, &shape, bytes.clone(), inner)
+            }
+            Buffer::Owned(_) => {
+                let mut out = Tensor::zeros(self.dtype, &shape)?;
+                out.bytes_mut()?.copy_from_slice(&self.bytes()[window]);
+                Ok(out)
+            }
+        }
+    }
+
     /// The raw bytes.
     pub fn bytes(&self) -> &[u8] {
         match &self.buffer {
@@ -217,11 +240,14 @@ impl Tensor {
     /// The elements for writing; mapped weights are read-only.
     pub fn as_mut_slice<E: Element>(&mut self) -> Result<&mut [E]> {
         self.expect_dtype(E::DTYPE)?;
+        Ok(bytemuck::cast_slice_mut(self.bytes_mut()?))
+    }
+
+    /// The raw bytes for writing; mapped weights are read-only.
+    pub fn bytes_mut(&mut self) -> Result<&mut [u8]> {
         let length = self.byte_len();
         match &mut self.buffer {
-            Buffer::Owned(owned) => {
-                Ok(bytemuck::cast_slice_mut(&mut bytemuck::cast_slice_mut::<_, u8>(owned)[..length]))
-            }
+            Buffer::Owned(owned) => Ok(&mut bytemuck::cast_slice_mut(owned)[..length]),
             Buffer::Shared { .. } => Err(Error::internal("tensor", "a mapped tensor was asked for writing")),
         }
     }
@@ -309,6 +335,18 @@ mod tests {
         assert!(tensor.as_mut_slice::<f32>().is_err());
         assert!(Tensor::shared(Dtype::F32, &[3], bytes.clone(), 4..12).is_err());
         assert!(Tensor::shared(Dtype::F32, &[2], bytes, 8..16).is_err());
+    }
+
+    #[test]
+    fn rows_of_a_mapped_tensor_stay_in_the_mapping() {
+        let bytes: SharedBytes = Arc::new(bytemuck::cast_slice::<i32, u8>(&[1, 2, 3, 4, 5, 6]).to_vec());
+        let mapped = Tensor::shared(Dtype::I32, &[3, 2], bytes, 0..24).unwrap();
+        let owned = Tensor::from_slice(&[3, 2], &[1, 2, 3, 4, 5, 6]).unwrap();
+        for (tensor, shared) in [(mapped, true), (owned, false)] {
+            let rows = tensor.rows_of(1..3).unwrap();
+            assert_eq!((rows.as_slice::<i32>().unwrap(), rows.is_shared()), (&[3, 4, 5, 6][..], shared));
+            assert!(tensor.rows_of(2..4).is_err());
+        }
     }
 
     #[test]
