@@ -1,1 +1,4 @@
 //! Words and pictures to tokens and patches: tokenizer, chat template, image processors.
+
+pub mod message;
+pub mod tokenizer;
