@@ -8,13 +8,16 @@
 //! **Numerics contract.** A row of an output depends on that row's inputs and on nothing else: not on how
 //! many rows stand beside it, how they were chunked, where its keys lie in memory, or how many threads run.
 //! * `linear`: the order of summation over the inner axis is fixed by its length. With bf16 weights the
-//!   activation is rounded to bf16 first (nearest even); products are exact and sums are f32.
+//!   activation is rounded to bf16 first (nearest even); products are exact and sums are f32. An adapter's
+//!   two products are linears of their own under the same rule.
 //! * `attention`, `paged_attention`: keys are reduced in splits of [`SPLIT`] positions counted from the start
 //!   of the sequence, splits are merged in order; contiguous and paged keys give the same bits. With a bf16
 //!   cache the query is rounded to bf16 for the scores; probabilities and sums stay f32.
 //! * norms, softmax and log-probs: one row, one fixed reduction tree.
 
+pub mod check;
 pub mod cpu;
+pub mod plain;
 
 use crate::{
     error::Result,
@@ -100,9 +103,9 @@ pub struct Pages<'a> {
 pub struct LogProbs {
     /// Log-prob of the target; f32 (f64 in the oracle).
     pub logp: Tensor,
-    /// log Σ exp(logit/temperature); f32.
+    /// log Σ exp(logit/temperature); f32 (f64 in the oracle).
     pub lse: Tensor,
-    /// Entropy of the tempered distribution in nats; f32.
+    /// Entropy of the tempered distribution in nats; f32 (f64 in the oracle).
     pub entropy: Tensor,
     /// The likeliest token, the lowest id among equals; i32.
     pub greedy: Tensor,
@@ -162,7 +165,7 @@ pub trait Backend: fmt::Debug + Send + Sync {
     fn rope(&self, x: &mut Tensor, positions: &Tensor, rope: &Rope, inverse: bool) -> Result<()>;
 
     /// Attention within packed sequences: out, q `[T, H, D]`; k, v `[T, G, D]`; starts i32 `[B+1]`;
-    /// lse f32 `[T, H]`.
+    /// lse `[T, H]`, like out.
     #[expect(clippy::too_many_arguments, reason = "the op's inputs are what they are")]
     fn attention(
         &self,
@@ -187,7 +190,7 @@ pub trait Backend: fmt::Debug + Send + Sync {
     ) -> Result<()>;
 
     /// Causal attention of packed queries over a paged cache, for prefill chunks and decode alike:
-    /// out, q `[T, H, D]`; pools `[N, G, P, D]`; lse f32 `[T, H]`.
+    /// out, q `[T, H, D]`; pools `[N, G, P, D]`; lse `[T, H]`, like out.
     #[expect(clippy::too_many_arguments, reason = "the op's inputs are what they are")]
     fn paged_attention(
         &self,

@@ -1,0 +1,620 @@
+//! The slow twin: every op as its formula says, one loop after another.
+//!
+//! At f64 this is the oracle that tests measure against; at f32 it is the plain computation whose error
+//! sets their tolerance. It accepts every float dtype for every argument, rounds where the numerics
+//! contract says so (f32 only: the oracle rounds nothing), and is as slow as it is simple.
+
+use super::{
+    Activation, Backend, Epilogue, Linear, LogProbs, Pages, Rope,
+    check::{self, AttentionSizes},
+};
+use crate::{
+    error::Result,
+    tensor::{Dtype, Element, Tensor},
+};
+use half::bf16;
+use std::{
+    marker::PhantomData,
+    ops::{Add, AddAssign, Div, Mul, Range, Sub},
+};
+
+/// The arithmetic a plain backend computes in: f32 or f64.
+pub trait Real:
+    Element
+    + Copy
+    + PartialOrd
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + AddAssign
+{
+    /// From any float we store (exact for those that fit).
+    fn of(value: f64) -> Self;
+    /// As f64, exact.
+    fn wide(self) -> f64;
+    /// The value a product with operands of `dtype` sees.
+    fn rounded_for(self, dtype: Dtype) -> Self;
+    /// eˣ
+    fn exp(self) -> Self;
+    /// ln x
+    fn ln(self) -> Self;
+    /// √x
+    fn sqrt(self) -> Self;
+    /// tanh x
+    fn tanh(self) -> Self;
+    /// erf x
+    fn erf(self) -> Self;
+    /// sin and cos x
+    fn sin_cos(self) -> (Self, Self);
+}
+
+impl Real for f64 {
+    fn of(value: f64) -> Self {
+        value
+    }
+    fn wide(self) -> f64 {
+        self
+    }
+    fn rounded_for(self, _: Dtype) -> Self {
+        self
+    }
+    fn exp(self) -> Self {
+        self.exp()
+    }
+    fn ln(self) -> Self {
+        self.ln()
+    }
+    fn sqrt(self) -> Self {
+        self.sqrt()
+    }
+    fn tanh(self) -> Self {
+        self.tanh()
+    }
+    fn erf(self) -> Self {
+        libm::erf(self)
+    }
+    fn sin_cos(self) -> (Self, Self) {
+        self.sin_cos()
+    }
+}
+
+impl Real for f32 {
+    fn of(value: f64) -> Self {
+        value as f32
+    }
+    fn wide(self) -> f64 {
+        self.into()
+    }
+    fn rounded_for(self, dtype: Dtype) -> Self {
+        if dtype == Dtype::BF16 { bf16::from_f32(self).to_f32() } else { self }
+    }
+    fn exp(self) -> Self {
+        self.exp()
+    }
+    fn ln(self) -> Self {
+        self.ln()
+    }
+    fn sqrt(self) -> Self {
+        self.sqrt()
+    }
+    fn tanh(self) -> Self {
+        self.tanh()
+    }
+    fn erf(self) -> Self {
+        libm::erff(self)
+    }
+    fn sin_cos(self) -> (Self, Self) {
+        self.sin_cos()
+    }
+}
+
+/// The plain backend in `R`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Plain<R> {
+    real: PhantomData<R>,
+}
+
+/// Elements of a float tensor.
+fn load<R: Real>(tensor: &Tensor, range: Range<usize>) -> Result<Vec<R>> {
+    fn cast<E: Element + Into<f64> + Copy, R: Real>(values: &[E]) -> Vec<R> {
+        values.iter().map(|&value| R::of(value.into())).collect()
+    }
+    Ok(match tensor.dtype() {
+        Dtype::F64 => cast(&tensor.as_slice::<f64>()?[range]),
+        Dtype::F32 => cast(&tensor.as_slice::<f32>()?[range]),
+        Dtype::BF16 => cast(&tensor.as_slice::<bf16>()?[range]),
+        Dtype::I32 => cast(&tensor.as_slice::<i32>()?[range]),
+    })
+}
+
+fn load_row<R: Real>(tensor: &Tensor, row: usize) -> Result<Vec<R>> {
+    load(tensor, row * tensor.row_len()..(row + 1) * tensor.row_len())
+}
+
+/// Writes to a float tensor from `at` on.
+fn store<R: Real>(tensor: &mut Tensor, at: usize, values: &[R]) -> Result<()> {
+    fn cast<E, R: Real>(to: &mut [E], from: &[R], convert: impl Fn(f64) -> E) {
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = convert(from.wide());
+        }
+    }
+    match tensor.dtype() {
+        Dtype::F64 => cast(&mut tensor.as_mut_slice::<f64>()?[at..], values, |value| value),
+        Dtype::F32 => cast(&mut tensor.as_mut_slice::<f32>()?[at..], values, |value| value as f32),
+        Dtype::BF16 => cast(&mut tensor.as_mut_slice::<bf16>()?[at..], values, bf16::from_f64),
+        Dtype::I32 => cast(&mut tensor.as_mut_slice::<i32>()?[at..], values, |value| value as i32),
+    }
+    Ok(())
+}
+
+fn dot<R: Real>(a: &[R], b: &[R]) -> R {
+    let mut sum = R::of(0.0);
+    for (&a, &b) in a.iter().zip(b) {
+        sum += a * b;
+    }
+    sum
+}
+
+fn activate<R: Real>(x: R, activation: Activation) -> R {
+    let sigmoid = |x: R| R::of(1.0) / (R::of(1.0) + (R::of(0.0) - x).exp());
+    let half = R::of(0.5);
+    match activation {
+        Activation::Silu => x * sigmoid(x),
+        Activation::QuickGelu => x * sigmoid(R::of(1.702) * x),
+        Activation::Gelu => half * x * (R::of(1.0) + (x * R::of(std::f64::consts::FRAC_1_SQRT_2)).erf()),
+        Activation::GeluTanh => {
+            let inner = R::of((2.0 / std::f64::consts::PI).sqrt()) * (x + R::of(0.044715) * x * x * x);
+            half * x * (R::of(1.0) + inner.tanh())
+        }
+    }
+}
+
+/// x·Wᵀ for rows of x, each `[K]`: `[T, N]`.
+fn product<R: Real>(x: &[Vec<R>], weight: &Tensor) -> Result<Vec<Vec<R>>> {
+    let x: Vec<Vec<R>> =
+        x.iter().map(|row| row.iter().map(|value| value.rounded_for(weight.dtype())).collect()).collect();
+    let mut y = vec![Vec::with_capacity(weight.rows()); x.len()];
+    for column in 0..weight.rows() {
+        let w = load_row::<R>(weight, column)?;
+        for (y, x) in y.iter_mut().zip(&x) {
+            y.push(dot(x, &w));
+        }
+    }
+    Ok(y)
+}
+
+fn rows_of<R: Real>(x: &Tensor) -> Result<Vec<Vec<R>>> {
+    (0..x.rows()).map(|row| load_row(x, row)).collect()
+}
+
+/// A linear before its epilogue. The adapter's two products are linears of their own: each rounds its
+/// activation if its weight is bf16.
+fn apply<R: Real>(x: &[Vec<R>], linear: &Linear<'_>) -> Result<Vec<Vec<R>>> {
+    let mut y = product(x, linear.weight)?;
+    if let Some(bias) = linear.bias {
+        let bias = load::<R>(bias, 0..bias.len())?;
+        for row in &mut y {
+            row.iter_mut().zip(&bias).for_each(|(y, &b)| *y += b);
+        }
+    }
+    for lora in linear.lora {
+        let narrow = product(&x[lora.rows.clone()], lora.a)?; // [T, R]
+        let delta = product(&narrow, lora.b)?; // [T, N]
+        for (y, delta) in y[lora.rows.clone()].iter_mut().zip(&delta) {
+            y.iter_mut().zip(delta).for_each(|(y, &d)| *y += R::of(lora.scale.into()) * d);
+        }
+    }
+    Ok(y)
+}
+
+/// Softmax-weighted values of one query: scores over `keys`, values over `values`.
+fn attend<R: Real>(q: &[R], keys: &[Vec<R>], values: &[Vec<R>], scale: f32) -> (Vec<R>, R) {
+    let scores: Vec<R> = keys.iter().map(|key| dot(q, key) * R::of(scale.into())).collect();
+    let greatest = scores.iter().copied().fold(R::of(f64::NEG_INFINITY), |a, b| if b > a { b } else { a });
+    let mut sum = R::of(0.0);
+    let mut out = vec![R::of(0.0); q.len()];
+    for (&score, value) in scores.iter().zip(values) {
+        let p = (score - greatest).exp();
+        sum += p;
+        out.iter_mut().zip(value).for_each(|(out, &v)| *out += p * v);
+    }
+    out.iter_mut().for_each(|out| *out = *out / sum);
+    (out, greatest + sum.ln())
+}
+
+/// The queries of one sequence over its keys; `seen(row)` is how many of them a packed row sees.
+/// `key(position, head)` is where a key's elements lie in k and v.
+#[expect(clippy::too_many_arguments, reason = "the op's inputs are what they are")]
+fn attend_sequence<R: Real>(
+    out: &mut Tensor,
+    mut lse: Option<&mut Tensor>,
+    q: &Tensor,
+    (k, v): (&Tensor, &Tensor),
+    sizes: AttentionSizes,
+    queries: Range<usize>,
+    length: usize,
+    seen: impl Fn(usize) -> usize,
+    key: impl Fn(usize, usize) -> usize,
+    scale: f32,
+) -> Result<()> {
+    let AttentionSizes { heads, kv_heads, head_dim, .. } = sizes;
+    for kv_head in 0..kv_heads {
+        let gather = |tensor: &Tensor| -> Result<Vec<Vec<R>>> {
+            let at = |position| key(position, kv_head);
+            (0..length).map(|position| load(tensor, at(position)..at(position) + head_dim)).collect()
+        };
+        let (keys, values) = (gather(k)?, gather(v)?); // [S, D]
+        for row in queries.clone() {
+            for head in kv_head * (heads / kv_heads)..(kv_head + 1) * (heads / kv_heads) {
+                let at = row * heads + head;
+                let q: Vec<R> = load(q, at * head_dim..(at + 1) * head_dim)?;
+                let q: Vec<R> = q.iter().map(|q| q.rounded_for(k.dtype())).collect();
+                let (result, log_sum) = attend(&q, &keys[..seen(row)], &values[..seen(row)], scale);
+                store(out, at * head_dim, &result)?;
+                if let Some(lse) = lse.as_deref_mut() {
+                    store(lse, at, &[log_sum])?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+impl<R: Real> Backend for Plain<R> {
+    fn describe(&self) -> String {
+        format!("cpu, plain loops in {}", R::DTYPE)
+    }
+
+    fn activation(&self) -> Dtype {
+        R::DTYPE
+    }
+
+    fn alloc(&self, dtype: Dtype, shape: &[usize]) -> Result<Tensor> {
+        Tensor::zeros(dtype, shape)
+    }
+
+    fn upload(&self, host: Tensor) -> Result<Tensor> {
+        Ok(host)
+    }
+
+    fn download(&self, tensor: &Tensor) -> Result<Tensor> {
+        Ok(tensor.clone())
+    }
+
+    fn gather_rows(&self, out: &mut Tensor, table: &Tensor, rows: &Tensor) -> Result<()> {
+        check::gather_rows(out, table, rows)?;
+        let rows = check::indices("gather_rows", "rows", rows, table.rows())?;
+        for (at, &row) in rows.iter().enumerate() {
+            store(out, at * table.row_len(), &load_row::<R>(table, row as usize)?)?;
+        }
+        Ok(())
+    }
+
+    fn scatter_rows(&self, out: &mut Tensor, source: &Tensor, rows: &Tensor) -> Result<()> {
+        check::scatter_rows(out, source, rows)?;
+        let rows = check::indices("scatter_rows", "rows", rows, out.rows())?;
+        for (at, &row) in rows.iter().enumerate() {
+            store(out, row as usize * source.row_len(), &load_row::<R>(source, at)?)?;
+        }
+        Ok(())
+    }
+
+    fn linear(
+        &self,
+        out: &mut Tensor,
+        x: &Tensor,
+        linear: &Linear<'_>,
+        epilogue: Epilogue<'_>,
+    ) -> Result<()> {
+        let sizes = check::linear("linear", out, x, linear, epilogue)?;
+        let y = apply::<R>(&rows_of(x)?, linear)?;
+        for (row, y) in y.iter().enumerate() {
+            let before = load_row::<R>(out, row)?;
+            let after: Vec<R> = match epilogue {
+                Epilogue::Store => y.clone(),
+                Epilogue::Add => before.iter().zip(y).map(|(&out, &y)| out + y).collect(),
+                Epilogue::AddScaled(gain) => {
+                    let gain = load::<R>(gain, 0..sizes.columns)?;
+                    before.iter().zip(y).zip(&gain).map(|((&out, &y), &g)| out + g * y).collect()
+                }
+                Epilogue::Activate(activation) => y.iter().map(|&y| activate(y, activation)).collect(),
+            };
+            store(out, row * sizes.columns, &after)?;
+        }
+        Ok(())
+    }
+
+    fn gated_linear(
+        &self,
+        out: &mut Tensor,
+        x: &Tensor,
+        gate: &Linear<'_>,
+        up: &Linear<'_>,
+        activation: Activation,
+    ) -> Result<()> {
+        let sizes = check::gated_linear(out, x, gate, up)?;
+        let x = rows_of::<R>(x)?;
+        for (row, (gate, up)) in apply(&x, gate)?.iter().zip(apply(&x, up)?).enumerate() {
+            let product: Vec<R> = gate.iter().zip(up).map(|(&g, u)| activate(g, activation) * u).collect();
+            store(out, row * sizes.columns, &product)?;
+        }
+        Ok(())
+    }
+
+    fn rms_norm(&self, out: &mut Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<()> {
+        let group = check::rms_norm(out, x, weight)?;
+        let weight = load::<R>(weight, 0..group)?;
+        for at in (0..x.len()).step_by(group) {
+            let x = load::<R>(x, at..at + group)?;
+            let mean = dot(&x, &x) / R::of(group as f64);
+            let inverse = R::of(1.0) / (mean + R::of(eps.into())).sqrt();
+            let y: Vec<R> = x.iter().zip(&weight).map(|(&x, &w)| x * inverse * w).collect();
+            store(out, at, &y)?;
+        }
+        Ok(())
+    }
+
+    fn layer_norm(
+        &self,
+        out: &mut Tensor,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        eps: f32,
+    ) -> Result<()> {
+        let columns = check::layer_norm(out, x, weight, bias)?;
+        let (weight, bias) = (load::<R>(weight, 0..columns)?, load::<R>(bias, 0..columns)?);
+        let ones = vec![R::of(1.0); columns];
+        for row in 0..x.rows() {
+            let x = load_row::<R>(x, row)?;
+            let mean = dot(&x, &ones) / R::of(columns as f64);
+            let centred: Vec<R> = x.iter().map(|&x| x - mean).collect();
+            let variance = dot(&centred, &centred) / R::of(columns as f64);
+            let inverse = R::of(1.0) / (variance + R::of(eps.into())).sqrt();
+            let y: Vec<R> = centred
+                .iter()
+                .zip(weight.iter().zip(&bias))
+                .map(|(&x, (&w, &b))| x * inverse * w + b)
+                .collect();
+            store(out, row * columns, &y)?;
+        }
+        Ok(())
+    }
+
+    fn rope(&self, x: &mut Tensor, positions: &Tensor, rope: &Rope, inverse: bool) -> Result<()> {
+        let head_dim = check::rope(x, positions, rope)?;
+        let axes = check::indices("rope", "axis", &rope.axis, positions.rows())?;
+        let (positions, rows) = (positions.as_slice::<i32>()?, x.rows());
+        let inv_freq = load::<R>(&rope.inv_freq, 0..head_dim / 2)?;
+        for row in 0..rows {
+            let mut y = load_row::<R>(x, row)?;
+            for head in y.chunks_exact_mut(head_dim) {
+                let (first, second) = head.split_at_mut(head_dim / 2);
+                for (i, (a, b)) in first.iter_mut().zip(second).enumerate() {
+                    let position = positions[axes[i] as usize * rows + row];
+                    let (sin, cos) = (R::of(position.into()) * inv_freq[i]).sin_cos();
+                    let sin = if inverse { R::of(0.0) - sin } else { sin };
+                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+                }
+            }
+            store(x, row * x.row_len(), &y)?;
+        }
+        Ok(())
+    }
+
+    fn attention(
+        &self,
+        out: &mut Tensor,
+        mut lse: Option<&mut Tensor>,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        starts: &Tensor,
+        causal: bool,
+        scale: f32,
+    ) -> Result<()> {
+        let sizes = check::attention(out, lse.as_deref(), q, k, v)?;
+        for bounds in check::starts("attention", "starts", starts, sizes.rows)?.windows(2) {
+            let (start, end) = (bounds[0] as usize, bounds[1] as usize);
+            let seen = |row: usize| if causal { row + 1 - start } else { end - start };
+            let key = |position, head| ((start + position) * sizes.kv_heads + head) * sizes.head_dim;
+            attend_sequence::<R>(
+                out,
+                lse.as_deref_mut(),
+                q,
+                (k, v),
+                sizes,
+                start..end,
+                end - start,
+                seen,
+                key,
+                scale,
+            )?;
+        }
+        Ok(())
+    }
+
+    fn kv_append(
+        &self,
+        k_pool: &mut Tensor,
+        v_pool: &mut Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        slots: &Tensor,
+    ) -> Result<()> {
+        let pool = check::kv_append(k_pool, v_pool, k, v, slots)?;
+        let slots = check::indices("kv_append", "slots", slots, pool.pages * pool.page_len)?;
+        for (row, &slot) in slots.iter().enumerate() {
+            let (page, offset) = (slot as usize / pool.page_len, slot as usize % pool.page_len);
+            for head in 0..pool.kv_heads {
+                let from = (row * pool.kv_heads + head) * pool.head_dim;
+                let to = ((page * pool.kv_heads + head) * pool.page_len + offset) * pool.head_dim;
+                store(k_pool, to, &load::<R>(k, from..from + pool.head_dim)?)?;
+                store(v_pool, to, &load::<R>(v, from..from + pool.head_dim)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn paged_attention(
+        &self,
+        out: &mut Tensor,
+        mut lse: Option<&mut Tensor>,
+        q: &Tensor,
+        k_pool: &Tensor,
+        v_pool: &Tensor,
+        pages: &Pages<'_>,
+        scale: f32,
+    ) -> Result<()> {
+        let (sizes, pool) = check::paged_attention(out, lse.as_deref(), q, k_pool, v_pool, pages)?;
+        for sequence in check::paged_sequences(pages, sizes, pool)? {
+            let (queries, length) = (sequence.queries, sequence.length);
+            let end = queries.end;
+            let seen = |row: usize| length - (end - 1 - row);
+            let key = |position: usize, head: usize| {
+                let page = sequence.table[position / pool.page_len] as usize;
+                ((page * pool.kv_heads + head) * pool.page_len + position % pool.page_len) * pool.head_dim
+            };
+            let pools = (k_pool, v_pool);
+            attend_sequence::<R>(
+                out,
+                lse.as_deref_mut(),
+                q,
+                pools,
+                sizes,
+                queries,
+                length,
+                seen,
+                key,
+                scale,
+            )?;
+        }
+        Ok(())
+    }
+
+    fn logprobs(
+        &self,
+        out: &mut LogProbs,
+        hidden: &Tensor,
+        weight: &Tensor,
+        targets: &Tensor,
+        temperature: f32,
+    ) -> Result<()> {
+        let sizes = check::logprobs(out, hidden, weight, targets, temperature)?;
+        let targets = check::indices("logprobs", "targets", targets, sizes.columns)?;
+        for (row, &target) in targets.iter().enumerate() {
+            let logits = product(&[load_row::<R>(hidden, row)?], weight)?.remove(0);
+            let tempered: Vec<R> = logits.iter().map(|&logit| logit / R::of(temperature.into())).collect();
+            let mut best = 0;
+            for (token, &logit) in tempered.iter().enumerate() {
+                if logit > tempered[best] {
+                    best = token;
+                }
+            }
+            let (mut sum, mut weighted) = (R::of(0.0), R::of(0.0));
+            for &logit in &tempered {
+                let p = (logit - tempered[best]).exp();
+                sum += p;
+                weighted += p * (logit - tempered[best]);
+            }
+            let lse = tempered[best] + sum.ln();
+            store(&mut out.logp, row, &[tempered[target as usize] - lse])?;
+            store(&mut out.lse, row, &[lse])?;
+            store(&mut out.entropy, row, &[sum.ln() - weighted / sum])?;
+            out.greedy.as_mut_slice::<i32>()?[row] = best as i32;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::LoraRows;
+
+    /// Each op once, on numbers small enough to work out by hand: the oracle itself needs an oracle.
+    const ORACLE: Plain<f64> = Plain { real: PhantomData };
+
+    fn tensor(shape: &[usize], values: &[f64]) -> Tensor {
+        Tensor::from_slice(shape, values).unwrap()
+    }
+
+    fn indices(values: &[i32]) -> Tensor {
+        Tensor::from_slice(&[values.len()], values).unwrap()
+    }
+
+    fn close(tensor: &Tensor, expected: &[f64]) {
+        let got = tensor.to_f64();
+        let near = got.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12);
+        assert!(near && got.len() == expected.len(), "{got:?} is not {expected:?}");
+    }
+
+    #[test]
+    fn linear_adds_bias_and_adapter_before_the_epilogue() {
+        let (w, b) = (tensor(&[2, 2], &[1.0, 2.0, 3.0, 4.0]), tensor(&[2], &[10.0, 20.0]));
+        let (lora_a, lora_b) = (tensor(&[1, 2], &[1.0, 1.0]), tensor(&[2, 1], &[1.0, -1.0]));
+        let lora = [LoraRows { rows: 1..2, a: &lora_a, b: &lora_b, scale: 0.5 }];
+        let linear = Linear { weight: &w, bias: Some(&b), lora: &lora };
+        let x = tensor(&[2, 2], &[1.0, 1.0, 2.0, 4.0]);
+        let mut out = tensor(&[2, 2], &[100.0; 4]);
+        ORACLE.linear(&mut out, &x, &linear, Epilogue::Add).unwrap();
+        close(&out, &[113.0, 127.0, 100.0 + 20.0 + 3.0, 100.0 + 42.0 - 3.0]);
+    }
+
+    #[test]
+    fn norms_have_unit_scale() {
+        let (x, one, zero) = (tensor(&[1, 2], &[3.0, 4.0]), tensor(&[2], &[1.0; 2]), tensor(&[2], &[0.0; 2]));
+        let mut out = x.clone();
+        ORACLE.rms_norm(&mut out, &x, &one, 0.0).unwrap();
+        close(&out, &[3.0 / 12.5f64.sqrt(), 4.0 / 12.5f64.sqrt()]);
+        ORACLE.layer_norm(&mut out, &x, &one, &zero, 0.0).unwrap();
+        close(&out, &[-1.0, 1.0]);
+    }
+
+    #[test]
+    fn rope_turns_pairs_half_a_head_apart() {
+        let quarter = std::f32::consts::FRAC_PI_2;
+        let rope =
+            Rope { inv_freq: Tensor::from_slice(&[2], &[quarter, 0.0]).unwrap(), axis: indices(&[0, 0]) };
+        let mut x = tensor(&[1, 4], &[1.0, 5.0, 2.0, 6.0]);
+        ORACLE.rope(&mut x, &Tensor::from_slice(&[1, 1], &[1]).unwrap(), &rope, false).unwrap();
+        let got = x.to_f64();
+        assert!((got[0] + 2.0).abs() < 1e-6 && (got[2] - 1.0).abs() < 1e-6 && got[1] == 5.0 && got[3] == 6.0);
+    }
+
+    #[test]
+    fn attention_weighs_values_by_the_softmax_of_scores() {
+        let q = tensor(&[2, 1, 1], &[1.0, 1.0]);
+        let (k, v) = (tensor(&[2, 1, 1], &[0.0, 3f64.ln()]), tensor(&[2, 1, 1], &[8.0, 4.0]));
+        let (mut out, mut lse) = (q.clone(), tensor(&[2, 1], &[0.0; 2]));
+        ORACLE.attention(&mut out, Some(&mut lse), &q, &k, &v, &indices(&[0, 2]), true, 1.0).unwrap();
+        close(&out, &[8.0, 5.0]);
+        close(&lse, &[0.0, 4f64.ln()]);
+    }
+
+    #[test]
+    fn logprobs_are_those_of_the_tempered_softmax() {
+        let (hidden, w) = (tensor(&[1, 1], &[2.0]), tensor(&[4, 1], &[0.0, 3f64.ln(), 3f64.ln(), 0.0]));
+        let zero = || tensor(&[1], &[0.0]);
+        let mut out = LogProbs { logp: zero(), lse: zero(), entropy: zero(), greedy: indices(&[-1]) };
+        ORACLE.logprobs(&mut out, &hidden, &w, &indices(&[3]), 2.0).unwrap();
+        close(&out.logp, &[-(8f64.ln())]);
+        close(&out.lse, &[8f64.ln()]);
+        close(&out.entropy, &[2.0 * (1.0 / 8.0) * 8f64.ln() + 2.0 * (3.0 / 8.0) * (8.0f64 / 3.0).ln()]);
+        close(&out.greedy, &[1.0]);
+    }
+
+    #[test]
+    fn activations_match_their_definitions() {
+        // Φ(1) from tables; the others by definition.
+        for (activation, expected) in [
+            (Activation::Gelu, 0.841_344_746_068_542_9),
+            (Activation::GeluTanh, 0.8411919906082768),
+            (Activation::Silu, 0.7310585786300049),
+            (Activation::QuickGelu, 0.8457957659328212),
+        ] {
+            assert!((activate(1f64, activation) - expected).abs() < 1e-12, "{activation:?}");
+        }
+    }
+}
