@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import compare
+import pictures
 import reference
 import tokenizer as tokenizers
 import weights
@@ -134,19 +135,26 @@ def make_case(name, folder):
     save_file(arrays, folder / "expected.safetensors")
 
 
+def make(name, folder):
+    if name == "images":
+        pictures.make(folder, write_json)
+    else:
+        make_case(name, folder)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", help="of " + " ".join(CASES))
+    parser.add_argument("cases", nargs="*", help="of images " + " ".join(CASES))
     parser.add_argument("--check", action="store_true", help="compare with the committed fixtures, write nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
-    names = arguments.cases or list(CASES)
+    names = arguments.cases or ["images", *CASES]
     with tempfile.TemporaryDirectory() as scratch:
         different = 0
         for name in names:
             made = Path(scratch) / name
-            make_case(name, made)
+            make(name, made)
             if arguments.check:
                 different += compare.report(HERE / name, made)
             else:
