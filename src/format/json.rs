@@ -174,6 +174,17 @@ impl<'a> Object<'a> {
         }
     }
 
+    /// The list of finite numbers under `key`.
+    pub(crate) fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let numbers: Option<Vec<f64>> =
+            value.as_array().and_then(|items| items.iter().map(Value::as_f64).collect());
+        match numbers {
+            Some(numbers) if numbers.iter().all(|number| number.is_finite()) => Ok(Some(numbers)),
+            _ => self.expected(key, value, "a list of finite numbers"),
+        }
+    }
+
     /// The list of strings under `key`.
     pub(crate) fn strings(&self, key: &str) -> Result<Option<Vec<&'a str>>> {
         let Some(value) = self.get(key) else { return Ok(None) };

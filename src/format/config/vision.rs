@@ -83,7 +83,9 @@ pub struct InternVit {
     pub qk_norm: bool,
     /// The side of the square of patches that become one token (downsample ratio 0.5 is 2).
     pub shuffle: usize,
-    /// How pictures are cut into tiles, where this file says so.
+    /// Whether the file is the authors' own, with the names and the code they use.
+    pub original: bool,
+    /// How pictures are cut into tiles, where an original file asks for it.
     pub tiling: Option<Tiling>,
 }
 
@@ -250,6 +252,7 @@ pub(super) fn internvl(root: &Object, vision: Option<&Object>) -> Result<InternV
         qkv_bias: flag("attention_bias", false)?,
         qk_norm: flag("use_qk_norm", false)?,
         shuffle: shuffle(root)?,
+        original: false,
         tiling: None,
     })
 }
@@ -291,6 +294,7 @@ pub(super) fn internvl_chat(root: &Object, vision: &Object) -> Result<InternVit>
         qkv_bias: vision.boolean("qkv_bias")?.unwrap_or(false),
         qk_norm: vision.boolean("qk_normalization")?.unwrap_or(true),
         shuffle: shuffle(root)?,
+        original: true,
         tiling: root.boolean("dynamic_image_size")?.unwrap_or(false).then_some(tiling),
     })
 }
