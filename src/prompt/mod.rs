@@ -1,4 +1,5 @@
 //! Words and pictures to tokens and patches: tokenizer, chat template, image processors.
 
+pub mod image;
 pub mod message;
 pub mod tokenizer;
