@@ -72,18 +72,9 @@ impl Tokenizer {
     }
 
     /// Text of token ids, with or without the special tokens among them. Bytes that are not UTF-8 become
-    /// U+FFFD; an id beyond the vocabulary is an error.
+    /// U+FFFD. Ids beyond the vocabulary have no text: models have more rows than tokenizers have tokens, and
+    /// may draw one.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        if let Some(&id) = ids.iter().find(|&&id| !self.contains(id)) {
-            return Err(Error::caller(
-                "decode",
-                format!("no token {id} in {} ({} tokens)", self.path.display(), self.vocab_size),
-            ));
-        }
-        self.decoded(ids, skip_special)
-    }
-
-    fn decoded(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         guarded(&self.path, "cannot decode token ids", || self.inner.decode(ids, skip_special))
     }
 
@@ -153,11 +144,8 @@ pub struct TextStream<'a> {
 impl TextStream<'_> {
     /// Takes one token and returns the text that became certain with it (often one word, possibly nothing).
     pub fn push(&mut self, id: u32) -> Result<String> {
-        if !self.tokenizer.contains(id) {
-            self.tokenizer.decode(&[id], false)?;
-        }
         self.ids.push(id);
-        let text = self.tokenizer.decoded(&self.ids, self.skip_special)?;
+        let text = self.tokenizer.decode(&self.ids, self.skip_special)?;
         let certain = trim_unfinished(&text);
         let fresh = text.get(self.emitted..certain).unwrap_or_default().to_owned();
         self.emitted = self.emitted.max(certain);
@@ -171,7 +159,7 @@ impl TextStream<'_> {
 
     /// The text still held back, as far as it can be read.
     pub fn finish(self) -> Result<String> {
-        let text = self.tokenizer.decoded(&self.ids, self.skip_special)?;
+        let text = self.tokenizer.decode(&self.ids, self.skip_special)?;
         Ok(text.get(self.emitted..).unwrap_or_default().to_owned())
     }
 
@@ -180,7 +168,7 @@ impl TextStream<'_> {
     fn slide(&mut self, end: usize) -> Result<()> {
         self.ids.drain(..self.read);
         self.read = end - self.read;
-        self.emitted = self.tokenizer.decoded(&self.ids[..self.read], self.skip_special)?.len();
+        self.emitted = self.tokenizer.decode(&self.ids[..self.read], self.skip_special)?.len();
         Ok(())
     }
 
@@ -189,8 +177,8 @@ impl TextStream<'_> {
     fn cut_long_window(&mut self, text: &str) -> Result<()> {
         let last = self.ids.len() - UNFINISHED_TOKENS;
         for cut in (last.saturating_sub(UNFINISHED_TOKENS)..=last).rev() {
-            let head = self.tokenizer.decoded(&self.ids[..cut], self.skip_special)?;
-            let tail = self.tokenizer.decoded(&self.ids[cut..], self.skip_special)?;
+            let head = self.tokenizer.decode(&self.ids[..cut], self.skip_special)?;
+            let tail = self.tokenizer.decode(&self.ids[cut..], self.skip_special)?;
             if text.strip_prefix(&head) == Some(&tail) && self.emitted >= head.len() {
                 self.ids.drain(..cut);
                 self.read = 0;
