@@ -10,5 +10,6 @@ pub mod tensor;
 pub mod backend;
 pub mod format;
 pub mod prompt;
+pub mod model;
 
 pub use error::{Error, Result};

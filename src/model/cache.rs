@@ -1,0 +1,58 @@
+//! Keys and values of past tokens, in pages.
+//!
+//! A pool per block, `[N, G, P, D]`, so that one page of one head is contiguous. Who owns which page is
+//! decided elsewhere; this only holds the memory and turns positions into slots.
+
+use super::decoder::Decoder;
+use crate::backend::{Backend, SPLIT};
+use crate::error::{Error, Result};
+use crate::tensor::{Dtype, Tensor};
+
+/// `P`, positions per page. Splits of the attention begin on page boundaries.
+pub const PAGE: usize = 64;
+const _: () = assert!(SPLIT.is_multiple_of(PAGE));
+
+/// Pages holding `positions` positions.
+pub const fn pages_for(positions: usize) -> usize {
+    positions.div_ceil(PAGE)
+}
+
+/// The key and value pools of all blocks.
+#[derive(Debug)]
+pub struct KvCache {
+    pub(crate) keys: Vec<Tensor>,   // L x [N, G, P, D]
+    pub(crate) values: Vec<Tensor>, // L x [N, G, P, D]
+    pages: usize,
+}
+
+impl KvCache {
+    /// Room for `pages` pages of the decoder's keys and values: bf16 where its weights are bf16, the
+    /// activation dtype otherwise.
+    pub fn new(backend: &dyn Backend, decoder: &Decoder, pages: usize) -> Result<Self> {
+        let config = decoder.config();
+        let shape = [pages, config.kv_heads, PAGE, config.head_dim];
+        let dtype = decoder.cache_dtype(backend);
+        let pools = || (0..config.layers).map(|_| backend.alloc(dtype, &shape)).collect::<Result<Vec<_>>>();
+        Ok(KvCache { keys: pools()?, values: pools()?, pages })
+    }
+
+    /// `N`, how many pages there are.
+    pub fn pages(&self) -> usize {
+        self.pages
+    }
+}
+
+/// Bytes of keys and values per token position.
+pub fn bytes_per_position(config: &crate::format::config::DecoderConfig, dtype: Dtype) -> usize {
+    2 * config.layers * config.kv_heads * config.head_dim * dtype.size()
+}
+
+/// The slot of `position` in a sequence whose pages are `table`.
+pub(crate) fn slot(table: &[u32], position: usize) -> Result<i32> {
+    let page = table.get(position / PAGE).ok_or_else(|| {
+        Error::internal("kv cache", format!("position {position} lies beyond {} pages", table.len()))
+    })?;
+    i32::try_from(*page as usize * PAGE + position % PAGE).map_err(|_| {
+        Error::machine("kv cache", format!("page {page} has no 32-bit slot number; use fewer pages"))
+    })
+}

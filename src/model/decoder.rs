@@ -1,0 +1,305 @@
+//! One decoder, a stack of one block with toggles: Qwen2, Qwen2.5, Qwen3, Llama and the language half of the
+//! vision models differ in biases, per-head norms and the rotary frequencies, and in nothing else.
+
+use super::adapter::{AdapterRows, Projection, check_rows, lora_rows};
+use super::cache::KvCache;
+use super::packed::{Packed, Run, place_images};
+use super::positions::{axes, decoder_rope};
+use super::weights::{Bias, LinearWeights, Loader};
+use crate::backend::{Activation, Backend, Epilogue, LogProbs, Pages, Rope};
+use crate::error::{Error, Result};
+use crate::format::config::DecoderConfig;
+use crate::tensor::{Dtype, Tensor};
+
+/// The weights of a decoder.
+#[derive(Debug)]
+pub struct Decoder {
+    config: DecoderConfig,
+    embedding: Tensor, // [V, C]
+    blocks: Vec<Block>,
+    norm: Tensor, // [C]
+    /// None where the head is the embedding.
+    head: Option<Tensor>, // [V, C]
+    rope: Rope,
+}
+
+#[derive(Debug)]
+struct Block {
+    attention_norm: Tensor,               // [C]
+    head_norms: Option<(Tensor, Tensor)>, // queries [D], keys [D]
+    ffn_norm: Tensor,                     // [C]
+    linears: [LinearWeights; 7],          // by Projection
+}
+
+/// Activations of one forward pass; kept between passes so that decoding does not allocate.
+#[derive(Debug)]
+pub struct Workspace {
+    hidden: Tensor,      // [T, C] the residual stream
+    normed: Tensor,      // [T, C]
+    queries: Tensor,     // [T, H, D]
+    keys: Tensor,        // [T, G, D]
+    values: Tensor,      // [T, G, D]
+    head_normed: Tensor, // [T, H, D] or [T, G, D]
+    attended: Tensor,    // [T, H, D]
+    gated: Tensor,       // [T, F]
+}
+
+impl Decoder {
+    /// Loads the decoder whose tensor names begin with `prefix`; `head` names an untied head.
+    pub(crate) fn load(
+        loader: &Loader<'_>,
+        config: &DecoderConfig,
+        prefix: &str,
+        head: &str,
+    ) -> Result<Self> {
+        let (hidden, vocab) = (config.hidden, config.vocab);
+        let head_name = format!("{head}.weight");
+        // A head in the file has the last word over what the config says about tying, except where tied
+        // weights were written out twice.
+        let head = match (loader.checkpoint.contains(&head_name), config.tied_head) {
+            (true, false) => Some(loader.matrix(&head_name, &[vocab, hidden])?),
+            (true, true) => {
+                loader.checkpoint.find(&head_name);
+                None
+            }
+            (false, true) => None,
+            (false, false) => {
+                return Err(loader.checkpoint.view(&head_name).err().unwrap_or_else(|| {
+                    Error::internal("load", format!("{head_name} was absent and then was not"))
+                }));
+            }
+        };
+        let blocks =
+            (0..config.layers).map(|layer| Block::load(loader, config, &format!("{prefix}layers.{layer}")));
+        Ok(Decoder {
+            embedding: loader.matrix(&format!("{prefix}embed_tokens.weight"), &[vocab, hidden])?,
+            blocks: blocks.collect::<Result<_>>()?,
+            norm: loader.vector(&format!("{prefix}norm.weight"), hidden)?,
+            head,
+            rope: decoder_rope(loader.backend, config)?,
+            config: config.clone(),
+        })
+    }
+
+    /// The shape of the decoder.
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    /// The dtype its key/value cache has on `backend`.
+    pub fn cache_dtype(&self, backend: &dyn Backend) -> Dtype {
+        match self.embedding.dtype() {
+            Dtype::BF16 => Dtype::BF16,
+            _ => backend.activation(),
+        }
+    }
+
+    /// Lays runs out for this decoder.
+    pub fn pack(&self, backend: &dyn Backend, runs: &[Run<'_>]) -> Result<Packed> {
+        let vocab = self.config.vocab;
+        if let Some(token) = runs.iter().flat_map(|run| run.tokens).find(|&&token| token as usize >= vocab) {
+            return Err(Error::caller(
+                "forward",
+                format!("token id {token} is not below the vocabulary of {vocab}"),
+            ));
+        }
+        Packed::build(backend, runs, axes(&self.config))
+    }
+
+    /// Work space for this decoder.
+    pub fn workspace(&self, backend: &dyn Backend) -> Result<Workspace> {
+        let empty = || backend.alloc(backend.activation(), &[0]);
+        Ok(Workspace {
+            hidden: empty()?,
+            normed: empty()?,
+            queries: empty()?,
+            keys: empty()?,
+            values: empty()?,
+            head_normed: empty()?,
+            attended: empty()?,
+            gated: empty()?,
+        })
+    }
+
+    /// Runs all blocks over `runs`, appending to the cache, and returns the normed output `[T, C]`.
+    pub fn forward<'w>(
+        &self,
+        backend: &dyn Backend,
+        runs: &[Run<'_>],
+        adapters: &[AdapterRows<'_>],
+        cache: &mut KvCache,
+        work: &'w mut Workspace,
+    ) -> Result<&'w Tensor> {
+        let packed = self.pack(backend, runs)?;
+        check_rows(adapters, &self.config, packed.rows)?;
+        work.fit(&self.config, packed.rows)?;
+        backend.gather_rows(&mut work.hidden, &self.embedding, &packed.tokens)?;
+        place_images(backend, &mut work.hidden, runs)?;
+        for (layer, block) in self.blocks.iter().enumerate() {
+            self.attend(backend, layer, block, &packed, adapters, cache, work)?;
+            self.transform(backend, layer, block, adapters, work)?;
+        }
+        backend.rms_norm(&mut work.normed, &work.hidden, &self.norm, self.config.rms_eps as f32)?;
+        Ok(&work.normed)
+    }
+
+    /// hidden += attention(norm(hidden))
+    #[expect(clippy::too_many_arguments, reason = "one block's inputs")]
+    fn attend(
+        &self,
+        backend: &dyn Backend,
+        layer: usize,
+        block: &Block,
+        packed: &Packed,
+        adapters: &[AdapterRows<'_>],
+        cache: &mut KvCache,
+        work: &mut Workspace,
+    ) -> Result<()> {
+        let eps = self.config.rms_eps as f32;
+        backend.rms_norm(&mut work.normed, &work.hidden, &block.attention_norm, eps)?;
+        for (projection, out) in [
+            (Projection::Query, &mut work.queries),
+            (Projection::Key, &mut work.keys),
+            (Projection::Value, &mut work.values),
+        ] {
+            let lora = lora_rows(adapters, layer, projection);
+            backend.linear(out, &work.normed, &block.linear(projection).with(&lora), Epilogue::Store)?;
+        }
+        if let Some((queries, keys)) = &block.head_norms {
+            for (weight, states) in [(queries, &mut work.queries), (keys, &mut work.keys)] {
+                work.head_normed.reuse_as(states.shape())?;
+                backend.rms_norm(&mut work.head_normed, states, weight, eps)?;
+                std::mem::swap(&mut work.head_normed, states);
+            }
+        }
+        backend.rope(&mut work.queries, &packed.positions, &self.rope, false)?;
+        backend.rope(&mut work.keys, &packed.positions, &self.rope, false)?;
+        let (k_pool, v_pool) = (&mut cache.keys[layer], &mut cache.values[layer]);
+        backend.kv_append(k_pool, v_pool, &work.keys, &work.values, &packed.slots)?;
+        let pages =
+            Pages { query_starts: &packed.query_starts, lengths: &packed.lengths, tables: &packed.tables };
+        let scale = (self.config.head_dim as f32).powf(-0.5);
+        backend.paged_attention(&mut work.attended, None, &work.queries, k_pool, v_pool, &pages, scale)?;
+        let lora = lora_rows(adapters, layer, Projection::Output);
+        let output = block.linear(Projection::Output).with(&lora);
+        backend.linear(&mut work.hidden, &work.attended, &output, Epilogue::Add)
+    }
+
+    /// hidden += down(silu(gate(norm(hidden))) * up(norm(hidden)))
+    fn transform(
+        &self,
+        backend: &dyn Backend,
+        layer: usize,
+        block: &Block,
+        adapters: &[AdapterRows<'_>],
+        work: &mut Workspace,
+    ) -> Result<()> {
+        backend.rms_norm(&mut work.normed, &work.hidden, &block.ffn_norm, self.config.rms_eps as f32)?;
+        let [gate, up, down] = [Projection::Gate, Projection::Up, Projection::Down];
+        let (gate_lora, up_lora) = (lora_rows(adapters, layer, gate), lora_rows(adapters, layer, up));
+        let (gate, up) = (block.linear(gate).with(&gate_lora), block.linear(up).with(&up_lora));
+        backend.gated_linear(&mut work.gated, &work.normed, &gate, &up, Activation::Silu)?;
+        let lora = lora_rows(adapters, layer, down);
+        backend.linear(&mut work.hidden, &work.gated, &block.linear(down).with(&lora), Epilogue::Add)
+    }
+
+    /// The head's weight `[V, C]`.
+    pub fn head(&self) -> &Tensor {
+        self.head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    /// Rows `rows` of the normed output, `[rows, C]`.
+    pub fn rows(&self, backend: &dyn Backend, normed: &Tensor, rows: &[usize]) -> Result<Tensor> {
+        let index: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
+        let index = backend.upload(Tensor::from_slice(&[rows.len()], &index)?)?;
+        let mut out = backend.alloc(normed.dtype(), &[rows.len(), normed.row_len()])?;
+        backend.gather_rows(&mut out, normed, &index)?;
+        Ok(out)
+    }
+
+    /// Logits `[B, V]` of normed rows `[B, C]`.
+    pub fn logits(&self, backend: &dyn Backend, normed: &Tensor) -> Result<Tensor> {
+        let mut out = backend.alloc(backend.activation(), &[normed.rows(), self.config.vocab])?;
+        let head = LinearRef { weight: self.head() };
+        backend.linear(&mut out, normed, &head.plain(), Epilogue::Store)?;
+        Ok(out)
+    }
+
+    /// Log-probs of `targets` after normed rows `[T, C]`.
+    pub fn logprobs(
+        &self,
+        backend: &dyn Backend,
+        normed: &Tensor,
+        targets: &[u32],
+        temperature: f32,
+    ) -> Result<LogProbs> {
+        let count = targets.len();
+        let targets: Vec<i32> = targets.iter().map(|&token| token as i32).collect();
+        let targets = backend.upload(Tensor::from_slice(&[count], &targets)?)?;
+        let float = || backend.alloc(backend.activation(), &[count]);
+        let mut out = LogProbs {
+            logp: float()?,
+            lse: float()?,
+            entropy: float()?,
+            greedy: backend.alloc(Dtype::I32, &[count])?,
+        };
+        backend.logprobs(&mut out, normed, self.head(), &targets, temperature)?;
+        Ok(out)
+    }
+}
+
+struct LinearRef<'a> {
+    weight: &'a Tensor,
+}
+
+impl<'a> LinearRef<'a> {
+    fn plain(&self) -> crate::backend::Linear<'a> {
+        crate::backend::Linear { weight: self.weight, bias: None, lora: &[] }
+    }
+}
+
+impl Block {
+    fn load(loader: &Loader<'_>, config: &DecoderConfig, prefix: &str) -> Result<Self> {
+        let linear = |projection: Projection| {
+            let (outputs, inputs) = projection.shape(config);
+            let bias = match projection {
+                Projection::Query | Projection::Key | Projection::Value => config.qkv_bias,
+                Projection::Output => config.attention_out_bias,
+                Projection::Gate | Projection::Up | Projection::Down => config.mlp_bias,
+            };
+            loader.linear(&format!("{prefix}.{}", projection.module()), outputs, inputs, Bias::from(bias))
+        };
+        let linears = Projection::ALL.into_iter().map(linear).collect::<Result<Vec<_>>>()?;
+        let vector = |name: &str, length| loader.vector(&format!("{prefix}.{name}.weight"), length);
+        let head_norms = match config.qk_norm {
+            true => Some((
+                vector("self_attn.q_norm", config.head_dim)?,
+                vector("self_attn.k_norm", config.head_dim)?,
+            )),
+            false => None,
+        };
+        Ok(Block {
+            attention_norm: vector("input_layernorm", config.hidden)?,
+            head_norms,
+            ffn_norm: vector("post_attention_layernorm", config.hidden)?,
+            linears: linears.try_into().map_err(|_| Error::internal("load", "a block has seven linears"))?,
+        })
+    }
+
+    fn linear(&self, projection: Projection) -> &LinearWeights {
+        &self.linears[projection as usize]
+    }
+}
+
+impl Workspace {
+    fn fit(&mut self, config: &DecoderConfig, rows: usize) -> Result<()> {
+        let (heads, kv_heads, width) = (config.heads, config.kv_heads, config.head_dim);
+        self.hidden.reuse_as(&[rows, config.hidden])?;
+        self.normed.reuse_as(&[rows, config.hidden])?;
+        self.queries.reuse_as(&[rows, heads, width])?;
+        self.keys.reuse_as(&[rows, kv_heads, width])?;
+        self.values.reuse_as(&[rows, kv_heads, width])?;
+        self.attended.reuse_as(&[rows, heads, width])?;
+        self.gated.reuse_as(&[rows, config.ffn])
+    }
+}

@@ -1,0 +1,140 @@
+//! Weights on a backend, turned into log-probs: one decoder with toggles, the image towers before it, LoRA
+//! adapters beside it, packed input, a paged cache.
+
+mod adapter;
+mod cache;
+mod decoder;
+mod packed;
+mod positions;
+mod tower;
+mod weights;
+
+pub use adapter::{Adapter, AdapterRows, FilePair};
+pub use cache::{KvCache, PAGE, bytes_per_position, pages_for};
+pub use decoder::{Decoder, Workspace};
+pub use packed::{Packed, PlacedImage, Run};
+pub use positions::{ImagePlace, Positions};
+pub use tower::{PatchedImage, Tower};
+
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::format::Checkpoint;
+use crate::format::config::{ModelConfig, VisionConfig};
+use crate::tensor::{Dtype, Tensor};
+use std::{cell::RefCell, path::Path, sync::Arc};
+use weights::Loader;
+
+/// A model on a backend.
+#[derive(Debug)]
+pub struct Model {
+    /// What the files say it is.
+    pub config: ModelConfig,
+    /// The language model.
+    pub decoder: Decoder,
+    /// The image tower of a vision-language model.
+    pub tower: Option<Tower>,
+    /// Where it lives.
+    pub backend: Arc<dyn Backend>,
+}
+
+/// How the tensors of a checkpoint compare with what the model needs.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Survey {
+    /// Missing or misshapen tensors, one message each.
+    pub faults: Vec<String>,
+    /// Tensors the model has no use for.
+    pub surplus: Vec<String>,
+}
+
+impl Model {
+    /// Loads the checkpoint in `folder`. Matrices keep the file's dtype (f16 becomes f32) unless `dtype` says
+    /// otherwise; those that need no conversion stay in the mapped file. Tensors nobody asked for are an error:
+    /// they mean that this is another model than the config says.
+    pub fn load(folder: &Path, backend: Arc<dyn Backend>, dtype: Option<Dtype>) -> Result<Self> {
+        let config = ModelConfig::read(folder)?;
+        let checkpoint = Checkpoint::open(folder)?;
+        checkpoint.prefetch();
+        let loader = Loader { checkpoint: &checkpoint, backend: &*backend, dtype, faults: None };
+        let (decoder, tower) = assemble(&loader, &config)?;
+        let surplus = surplus(&checkpoint);
+        if let Some(first) = surplus.first() {
+            let more =
+                if surplus.len() > 1 { format!(" and {} more", surplus.len() - 1) } else { String::new() };
+            return Err(Error::file(
+                checkpoint.listing(),
+                format!("tensor {first}{more}: no place in a {:?} model of this config", config.family),
+            ));
+        }
+        Ok(Model { config, decoder, tower, backend })
+    }
+
+    /// Compares a checkpoint with its config without loading it.
+    pub fn survey(config: &ModelConfig, checkpoint: &Checkpoint, backend: &dyn Backend) -> Result<Survey> {
+        let faults = RefCell::default();
+        assemble(&Loader { checkpoint, backend, dtype: None, faults: Some(&faults) }, config)?;
+        Ok(Survey { faults: faults.into_inner(), surplus: surplus(checkpoint) })
+    }
+
+    /// Features `[tokens, C]` of one image.
+    pub fn encode_image(&self, image: PatchedImage<'_>) -> Result<Tensor> {
+        let Some(tower) = &self.tower else {
+            return Err(Error::caller("images", format!("a {:?} model reads no images", self.config.family)));
+        };
+        tower.encode(&*self.backend, image)
+    }
+
+    /// Rotary positions of a prompt of `tokens` tokens with images in it.
+    pub fn positions(&self, tokens: usize, images: &[ImagePlace]) -> Result<Positions> {
+        match self.config.decoder.rope.mrope_sections {
+            Some(_) => Positions::multimodal(tokens, images),
+            None => Ok(Positions::plain(tokens)),
+        }
+    }
+
+    /// A key/value cache of `pages` pages.
+    pub fn cache(&self, pages: usize) -> Result<KvCache> {
+        KvCache::new(&*self.backend, &self.decoder, pages)
+    }
+
+    /// Work space for forward passes.
+    pub fn workspace(&self) -> Result<Workspace> {
+        self.decoder.workspace(&*self.backend)
+    }
+
+    /// Patches along the side of the square that becomes one token.
+    pub fn merge(&self) -> usize {
+        match &self.config.vision {
+            Some(VisionConfig::Qwen2Vl(tower) | VisionConfig::Qwen25Vl { tower, .. }) => tower.merge,
+            Some(VisionConfig::InternVit(tower)) => tower.shuffle,
+            None => 1,
+        }
+    }
+}
+
+/// Where releases keep the decoder, and its head.
+const DECODERS: [(&str, &str); 5] = [
+    ("model.language_model.", "lm_head"),
+    ("language_model.model.", "language_model.lm_head"),
+    ("language_model.", "lm_head"),
+    ("model.", "lm_head"),
+    ("", "lm_head"),
+];
+
+fn assemble(loader: &Loader<'_>, config: &ModelConfig) -> Result<(Decoder, Option<Tower>)> {
+    let holds =
+        |(prefix, _): &&(&str, &str)| loader.checkpoint.contains(&format!("{prefix}embed_tokens.weight"));
+    let (prefix, head) = DECODERS.iter().find(holds).ok_or_else(|| {
+        let what = "no language model: no tensor is called embed_tokens.weight under any known prefix";
+        Error::file(loader.checkpoint.listing(), what)
+    })?;
+    let decoder = Decoder::load(loader, &config.decoder, prefix, head)?;
+    let tower = config.vision.as_ref().map(|vision| Tower::load(loader, vision, config.decoder.hidden));
+    Ok((decoder, tower.transpose()?))
+}
+
+/// Tensors nobody asked for, less those that are known to mean nothing: rotary tables some writers save, and
+/// the blocks of a tower behind the one whose features are used.
+fn surplus(checkpoint: &Checkpoint) -> Vec<String> {
+    let names = checkpoint.surplus().map(|view| view.name().to_owned());
+    names.filter(|name| !name.ends_with("rotary_emb.inv_freq")).collect()
+}
