@@ -11,5 +11,6 @@ pub mod backend;
 pub mod format;
 pub mod prompt;
 pub mod model;
+pub mod engine;
 
 pub use error::{Error, Result};

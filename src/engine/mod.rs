@@ -1,0 +1,15 @@
+//! Logits into completions: prompts made ready for a model, tokens drawn and scored.
+
+mod generate;
+mod input;
+mod pages;
+mod philox;
+mod sampling;
+mod score;
+mod stop;
+
+pub use generate::{Completion, Finish, Generation, generate};
+pub use input::{Input, InputImage};
+pub use philox::{gumbel, philox};
+pub use sampling::Sampling;
+pub use score::{Score, ScoreRequest, score};
