@@ -5,6 +5,7 @@
 //! its tensors, mapped and unread until touched. Whatever is wrong with a file is one error that names the
 //! file and the key or tensor.
 
+pub mod adapter;
 pub mod config;
 mod folder;
 pub mod header;
@@ -14,6 +15,7 @@ mod map;
 mod processor;
 mod weights;
 
+pub use adapter::{Adapter, AdapterConfig};
 pub use config::ModelConfig;
 pub use folder::{GenerationConfig, ModelFolder, TokenizerConfig};
 pub use processor::{ImageProcessorConfig, PatchLayout, Resample};
