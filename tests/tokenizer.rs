@@ -1,0 +1,159 @@
+//! Token ids are those of Python's `tokenizers` (`tests/golden/tokenizer_parity.py`), and streaming loses nothing.
+
+#![allow(clippy::unwrap_used)]
+
+use pellucid::prompt::tokenizer::Tokenizer;
+use proptest::prelude::*;
+
+fn tokenizer() -> Tokenizer {
+    Tokenizer::load("tests/golden/tokenizer/tokenizer.json").unwrap()
+}
+
+fn streamed(tokenizer: &Tokenizer, ids: &[u32], skip_special: bool) -> String {
+    let mut stream = tokenizer.stream(skip_special);
+    let mut text: String = ids.iter().map(|&id| stream.push(id).unwrap()).collect();
+    text += &stream.finish().unwrap();
+    text
+}
+
+#[test]
+fn ids_are_those_of_python() {
+    let tokenizer = tokenizer();
+    let cases = std::fs::read_to_string("tests/golden/tokenizer/lines.json").unwrap();
+    let cases: Vec<(String, Vec<u32>)> = serde_json::from_str(&cases).unwrap();
+    assert!(cases.len() >= 250);
+    for (text, ids) in cases {
+        assert_eq!(tokenizer.encode(&text).unwrap(), ids, "{text:?}");
+        let whole = tokenizer.decode(&ids, false).unwrap();
+        assert_eq!(streamed(&tokenizer, &ids, false), whole, "{text:?}");
+    }
+}
+
+#[test]
+fn special_tokens_are_found_and_skipped() {
+    let tokenizer = tokenizer();
+    let end = tokenizer.require("<|im_end|>").unwrap();
+    let ids = tokenizer.encode("ab<|im_end|>").unwrap();
+    assert_eq!(ids.last(), Some(&end));
+    assert_eq!(tokenizer.token(end).unwrap(), "<|im_end|>");
+    assert_eq!(tokenizer.decode(&ids, true).unwrap(), "ab");
+    assert_eq!(tokenizer.decode(&ids, false).unwrap(), "ab<|im_end|>");
+    assert_eq!(tokenizer.id("<|nothing|>"), None);
+    let error = tokenizer.require("<|nothing|>").unwrap_err().to_string();
+    assert!(error.contains("tokenizer.json") && error.contains("<|nothing|>"), "{error}");
+}
+
+#[test]
+fn an_id_beyond_the_vocabulary_is_an_error() {
+    let tokenizer = tokenizer();
+    let beyond = u32::try_from(tokenizer.vocab_size()).unwrap();
+    assert!(tokenizer.contains(beyond - 1) && !tokenizer.contains(beyond));
+    let error = tokenizer.decode(&[0, beyond], false).unwrap_err().to_string();
+    assert!(error.contains(&format!("no token {beyond}")), "{error}");
+    assert!(tokenizer.stream(true).push(beyond).is_err());
+}
+
+#[test]
+fn a_character_in_pieces_comes_out_whole() {
+    let tokenizer = tokenizer();
+    let ids = tokenizer.encode("𓀀!").unwrap();
+    assert!(ids.len() > 2, "the fixture must split this character: {ids:?}");
+    let mut stream = tokenizer.stream(false);
+    let pieces: Vec<String> = ids.iter().map(|&id| stream.push(id).unwrap()).collect();
+    assert_eq!(pieces.concat(), "𓀀!");
+    assert!(pieces.iter().all(|piece| !piece.contains('\u{fffd}')), "{pieces:?}");
+}
+
+/// A begin-of-text token is what a raw prompt gets and a rendered template brings itself.
+#[test]
+fn begin_of_text_is_put_once() {
+    let mut file: serde_json::Value =
+        serde_json::from_slice(&std::fs::read("tests/golden/tokenizer/tokenizer.json").unwrap()).unwrap();
+    let begin = tokenizer().require("<|im_start|>").unwrap();
+    file["post_processor"] = serde_json::json!({
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|im_start|>": {"id": "<|im_start|>", "ids": [begin], "tokens": ["<|im_start|>"]}},
+    });
+    let tokenizer = Tokenizer::from_bytes(file.to_string().as_bytes(), "tokenizer.json").unwrap();
+    let bare = tokenizer.encode("ab").unwrap();
+    let opened = [&[begin], bare.as_slice()].concat();
+    assert_eq!(tokenizer.encode_raw("ab").unwrap(), opened);
+    assert_eq!(tokenizer.encode_raw("<|im_start|>ab").unwrap(), opened);
+    assert_eq!(tokenizer.encode_raw("").unwrap(), [begin]);
+}
+
+/// Truncation asked for by the file would silently shorten prompts.
+#[test]
+fn truncation_and_padding_of_the_file_are_off() {
+    let mut file: serde_json::Value =
+        serde_json::from_slice(&std::fs::read("tests/golden/tokenizer/tokenizer.json").unwrap()).unwrap();
+    file["truncation"] =
+        serde_json::json!({"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0});
+    file["padding"] = serde_json::json!({
+        "strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0,
+        "pad_token": "<|endoftext|>",
+    });
+    let other = Tokenizer::from_bytes(file.to_string().as_bytes(), "tokenizer.json").unwrap();
+    let text = "the quick brown fox";
+    assert_eq!(other.encode(text).unwrap(), tokenizer().encode(text).unwrap());
+}
+
+#[test]
+fn a_broken_file_is_an_error_that_names_it() {
+    let good = std::fs::read_to_string("tests/golden/tokenizer/tokenizer.json").unwrap();
+    let files = [
+        String::new(),
+        "{}".into(),
+        "[1, 2]".into(),
+        "null".into(),
+        good.split_once("merges").unwrap().0.into(),
+        good.replace("\"BPE\"", "\"Nonsense\""),
+        good.replace("\\\\p{L}", "\\\\p{Nonsense}"),
+        good.replace("(?i:", "(((?i:"),
+        good.replace("\"vocab\": {", "\"vocab\": {\"extra\": -1, "),
+        good.replace("\"merges\": [", "\"merges\": [[\"no such\", \"token\"], "),
+        good.replace("\"normalized\": false", "\"normalized\": 7"),
+    ];
+    for (index, file) in files.iter().enumerate() {
+        assert!(*file != good, "case {index} changes nothing");
+        let error = Tokenizer::from_bytes(file.as_bytes(), "folder/tokenizer.json").unwrap_err();
+        assert!(error.to_string().starts_with("folder/tokenizer.json: "), "{error}");
+    }
+    let error = Tokenizer::load("no/such/tokenizer.json").unwrap_err().to_string();
+    assert!(error.starts_with("no/such/tokenizer.json: "), "{error}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Composed text (the fixture normalises to NFC, as Qwen does) comes back as it was.
+    #[test]
+    fn text_survives(text in "[ -~äöü\u{4e00}-\u{4e20}\u{1f600}-\u{1f610}\n\t]{0,60}") {
+        let tokenizer = tokenizer();
+        let ids = tokenizer.encode(&text).unwrap();
+        prop_assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
+    }
+
+    #[test]
+    fn any_text_encodes(text in any::<String>()) {
+        let tokenizer = tokenizer();
+        let ids = tokenizer.encode(&text).unwrap();
+        prop_assert_eq!(streamed(&tokenizer, &ids, true), tokenizer.decode(&ids, true).unwrap());
+    }
+
+    /// Any ids at all, most of them no UTF-8 together.
+    #[test]
+    fn streaming_is_whole_decoding(ids in prop::collection::vec(0u32..811, 0..200), skip in any::<bool>()) {
+        let tokenizer = tokenizer();
+        prop_assert_eq!(streamed(&tokenizer, &ids, skip), tokenizer.decode(&ids, skip).unwrap());
+    }
+
+    /// Bytes alone (the first 256 tokens): long stretches without a whole character.
+    #[test]
+    fn streaming_bytes_is_whole_decoding(ids in prop::collection::vec(128u32..256, 0..200)) {
+        let tokenizer = tokenizer();
+        prop_assert_eq!(streamed(&tokenizer, &ids, false), tokenizer.decode(&ids, false).unwrap());
+    }
+}
