@@ -2,4 +2,5 @@
 
 pub mod image;
 pub mod message;
+pub mod template;
 pub mod tokenizer;
