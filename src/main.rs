@@ -1,3 +1,7 @@
 //! The `pellucid` program.
 
-fn main() {}
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main(std::env::args_os())
+}

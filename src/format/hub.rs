@@ -12,7 +12,12 @@ const DEFAULT_REVISION: &str = "main";
 
 /// The folder of `model`: a path, or `org/name` in the hub cache, perhaps with `@revision`.
 pub(crate) fn resolve(model: &str) -> Result<PathBuf> {
-    resolve_in(model, cache_folder(|name| std::env::var_os(name).map(PathBuf::from)).as_deref())
+    resolve_in(model, hub_cache().as_deref())
+}
+
+/// Where the offline hub cache is, whether or not it exists; none if the environment names no home for it.
+pub fn hub_cache() -> Option<PathBuf> {
+    cache_folder(|name| std::env::var_os(name).map(PathBuf::from))
 }
 
 /// Where the hub cache is, given the environment.

@@ -18,5 +18,6 @@ mod weights;
 pub use adapter::{Adapter, AdapterConfig};
 pub use config::ModelConfig;
 pub use folder::{GenerationConfig, ModelFolder, TokenizerConfig};
+pub use hub::hub_cache;
 pub use processor::{ImageProcessorConfig, PatchLayout, Resample};
 pub use weights::{Checkpoint, FileDtype, TensorView};

@@ -1,0 +1,186 @@
+//! `pellucid doctor`: what this machine has, and what each lack means. Nothing that is absent is a failure.
+
+use super::{
+    Global,
+    machine::{Gpu, Memory, Processor, c_library},
+    text::{bytes, row},
+};
+use anyhow::Result;
+use pellucid::{
+    backend::{Backend, cpu::Cpu},
+    format::hub_cache,
+};
+use serde::Serialize;
+use std::{
+    fmt, fs,
+    io::{IsTerminal, stdout},
+    path::{Path, PathBuf},
+};
+
+/// What this machine has, and what each lack means
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  pellucid doctor --json")]
+pub(crate) struct Arguments {}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    version: &'static str,
+    system: System,
+    processor: Processor,
+    /// The CPU backend in its own words.
+    cpu_backend: String,
+    memory: Option<Memory>,
+    gpu: Gpu,
+    cache: Option<Cache>,
+}
+
+#[derive(Debug, Serialize)]
+struct System {
+    os: &'static str,
+    architecture: &'static str,
+    c_library: Option<String>,
+    terminal: bool,
+}
+
+/// The offline hub cache.
+#[derive(Debug, Serialize)]
+struct Cache {
+    folder: PathBuf,
+    exists: bool,
+    models: Vec<String>,
+}
+
+pub(crate) fn run(_: &Arguments, global: &Global) -> Result<()> {
+    let mut memory = Memory::read();
+    memory.iter_mut().for_each(Memory::measure);
+    global.print(&Report {
+        version: env!("CARGO_PKG_VERSION"),
+        system: System {
+            os: std::env::consts::OS,
+            architecture: std::env::consts::ARCH,
+            c_library: c_library(),
+            terminal: stdout().is_terminal(),
+        },
+        processor: Processor::read(),
+        cpu_backend: Cpu::new(global.threads)?.describe(),
+        memory,
+        gpu: Gpu::read(),
+        cache: hub_cache().map(Cache::read),
+    })
+}
+
+impl Cache {
+    fn read(folder: PathBuf) -> Self {
+        Cache { exists: folder.is_dir(), models: cached_models(&folder), folder }
+    }
+}
+
+/// Ids of the models in a hub cache: `models--org--name` holds `org/name`.
+fn cached_models(folder: &Path) -> Vec<String> {
+    let names = fs::read_dir(folder).into_iter().flatten().flatten();
+    let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut models: Vec<String> =
+        names.filter_map(|name| Some(name.strip_prefix("models--")?.replace("--", "/"))).collect();
+    models.sort();
+    models
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unknown = || "unknown".to_owned();
+        let System { os, architecture, c_library, terminal } = &self.system;
+        row(f, "pellucid", &[self.version])?;
+        let c_library = c_library.clone().unwrap_or_else(|| "C library unknown".into());
+        row(f, "system", &[format!("{os}, {architecture}, {c_library}")])?;
+
+        let Processor { model, cores, vector_units } = &self.processor;
+        let units = if vector_units.is_empty() { "none known".into() } else { vector_units.join(", ") };
+        let model = model.clone().unwrap_or_else(unknown);
+        row(f, "cpu", &[format!("{model}, {cores} cores"), format!("vector units: {units}")])?;
+        row(f, "backend", &[&self.cpu_backend])?;
+        row(f, "memory", &self.memory.as_ref().map_or_else(|| vec![unknown()], memory_lines))?;
+        row(f, "gpu", &gpu_lines(&self.gpu))?;
+        let nvcc = self.gpu.nvcc.as_ref().map_or("not found".into(), |path| path.display().to_string());
+        row(f, "nvcc", &[format!("{nvcc}; this build does not need it")])?;
+        row(f, "hub cache", &cache_lines(self.cache.as_ref()))?;
+        let terminal =
+            if *terminal { "yes" } else { "no, stdout is a file or a pipe: progress is not drawn" };
+        row(f, "terminal", &[terminal])
+    }
+}
+
+fn memory_lines(memory: &Memory) -> Vec<String> {
+    let mut lines =
+        vec![format!("{}, {} available", bytes(memory.total_bytes), bytes(memory.available_bytes))];
+    lines.push(match memory.read_bytes_per_second {
+        Some(rate) => format!(
+            "read at {:.1} GB/s: a model of 1 GB generates at most {:.0} tokens a second, one of 6 GB {:.1}",
+            rate as f64 / 1e9,
+            rate as f64 / 1e9,
+            rate as f64 / 6e9
+        ),
+        None => "too little is available to measure how fast it is read".into(),
+    });
+    lines
+}
+
+fn gpu_lines(gpu: &Gpu) -> Vec<String> {
+    let found = match (gpu.devices.as_slice(), &gpu.driver) {
+        ([], None) => "no NVIDIA driver".to_owned(),
+        ([], Some(version)) => format!("NVIDIA driver {version}, which lists no device"),
+        (devices, version) => {
+            format!("{}, driver {}", devices.join(", "), version.as_deref().unwrap_or("of unknown version"))
+        }
+    };
+    let library = gpu.libcuda.as_ref().map_or("libcuda.so.1 not found".into(), |p| p.display().to_string());
+    vec![format!("{found}; {library}"), "this build has no CUDA backend: everything runs on the CPU".into()]
+}
+
+fn cache_lines(cache: Option<&Cache>) -> Vec<String> {
+    let by_folder = "models are named by folder";
+    match cache {
+        None => vec![format!("none: HF_HUB_CACHE, HF_HOME and HOME are unset; {by_folder}")],
+        Some(Cache { folder, exists: false, .. }) => {
+            vec![format!("{} does not exist; {by_folder}", folder.display())]
+        }
+        Some(Cache { folder, models, .. }) if models.is_empty() => {
+            vec![format!("{} holds no model; {by_folder}", folder.display())]
+        }
+        Some(Cache { folder, models, .. }) => {
+            let mut lines = vec![format!("{}, {} models", folder.display(), models.len())];
+            lines.extend(models.iter().map(|model| format!("  {model}")));
+            lines
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cached_models_are_listed_by_id() {
+        let cache = tempfile::tempdir().unwrap();
+        assert!(cache_lines(Some(&Cache::read(cache.path().into())))[0].contains("holds no model"));
+        for name in ["models--org--name", "models--gpt2", "datasets--org--data", "version.txt"] {
+            fs::create_dir(cache.path().join(name)).unwrap();
+        }
+        assert_eq!(cached_models(cache.path()), ["gpt2", "org/name"]);
+        assert!(cache_lines(Some(&Cache::read(cache.path().join("absent"))))[0].contains("does not exist"));
+    }
+
+    #[test]
+    fn a_gpu_is_named_and_its_uselessness_too() {
+        let gpu = |devices: &[&str], driver: Option<&str>| Gpu {
+            devices: devices.iter().map(|&d| d.to_owned()).collect(),
+            driver: driver.map(str::to_owned),
+            libcuda: None,
+            nvcc: None,
+            usable_by_this_build: false,
+        };
+        assert!(gpu_lines(&gpu(&[], None))[0].starts_with("no NVIDIA driver"));
+        let lines = gpu_lines(&gpu(&["NVIDIA H100"], Some("550.1")));
+        assert!(lines[0].starts_with("NVIDIA H100, driver 550.1"));
+        assert!(lines[1].contains("no CUDA backend"));
+    }
+}

@@ -1,0 +1,209 @@
+//! What this machine has, read from where the system tells it. Whatever cannot be told is absent, never a
+//! failure: the parsers are functions from text, the readers pass them files that may not exist.
+
+use rayon::prelude::*;
+use serde::Serialize;
+use std::{
+    ffi::OsString,
+    fs,
+    hint::black_box,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
+
+/// The processor.
+#[derive(Debug, Serialize)]
+pub(crate) struct Processor {
+    pub(crate) model: Option<String>,
+    /// Cores this process may use.
+    pub(crate) cores: usize,
+    /// Vector units, of those that matter here.
+    pub(crate) vector_units: Vec<&'static str>,
+}
+
+impl Processor {
+    pub(crate) fn read() -> Self {
+        Processor {
+            model: fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| field(&text, "model name")),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            vector_units: vector_units(),
+        }
+    }
+}
+
+fn vector_units() -> Vec<&'static str> {
+    #[cfg(target_arch = "x86_64")]
+    let units = [
+        ("avx2", is_x86_feature_detected!("avx2")),
+        ("fma", is_x86_feature_detected!("fma")),
+        ("avx512f", is_x86_feature_detected!("avx512f")),
+        ("avx512-bf16", is_x86_feature_detected!("avx512bf16")),
+    ];
+    #[cfg(not(target_arch = "x86_64"))]
+    let units: [(&str, bool); 0] = [];
+    units.into_iter().filter(|unit| unit.1).map(|unit| unit.0).collect()
+}
+
+/// Main memory, within the limits of the container if there is one.
+#[derive(Debug, Serialize)]
+pub(crate) struct Memory {
+    pub(crate) total_bytes: u64,
+    pub(crate) available_bytes: u64,
+    /// What all cores together read, measured just now.
+    pub(crate) read_bytes_per_second: Option<u64>,
+}
+
+impl Memory {
+    pub(crate) fn read() -> Option<Self> {
+        let text = fs::read_to_string("/proc/meminfo").ok()?;
+        let group = |name: &str| fs::read_to_string(Path::new("/sys/fs/cgroup").join(name)).ok();
+        let number = |text: String| text.trim().parse::<u64>().ok();
+        let limit = group("memory.max").and_then(number).zip(group("memory.current").and_then(number));
+        Self::parse(&text, limit)
+    }
+
+    /// From `/proc/meminfo`, and the container's limit and use.
+    fn parse(meminfo: &str, limit: Option<(u64, u64)>) -> Option<Self> {
+        let kibibytes =
+            |name| Some(1024 * field(meminfo, name)?.trim_end_matches(" kB").parse::<u64>().ok()?);
+        let (total, available) = (kibibytes("MemTotal")?, kibibytes("MemAvailable")?);
+        let (limit, used) = limit.unwrap_or((total, 0));
+        Some(Memory {
+            total_bytes: total.min(limit),
+            available_bytes: available.min(limit.saturating_sub(used)),
+            read_bytes_per_second: None,
+        })
+    }
+
+    /// Reads a large array a few times with all threads; takes well under a second.
+    pub(crate) fn measure(&mut self) {
+        let words = (self.available_bytes / 8).min(512 << 20) as usize / 8;
+        if words < 8 << 20 {
+            return; // would measure a cache
+        }
+        let part = words.div_ceil(8 * rayon::current_num_threads());
+        let mut array = vec![0u64; words];
+        array.par_chunks_mut(part).for_each(|chunk| chunk.fill(1)); // pages exist once written
+        let fastest = (0..4)
+            .map(|_| {
+                let start = Instant::now();
+                let sums =
+                    array.par_chunks(part).map(|chunk| chunk.iter().fold(0, |s: u64, w| s.wrapping_add(*w)));
+                black_box(sums.reduce(|| 0, u64::wrapping_add));
+                start.elapsed().as_secs_f64()
+            })
+            .fold(f64::INFINITY, f64::min);
+        self.read_bytes_per_second = Some((8.0 * words as f64 / fastest) as u64);
+    }
+}
+
+/// NVIDIA's part of the machine.
+#[derive(Debug, Serialize)]
+pub(crate) struct Gpu {
+    pub(crate) devices: Vec<String>,
+    pub(crate) driver: Option<String>,
+    pub(crate) libcuda: Option<PathBuf>,
+    pub(crate) nvcc: Option<PathBuf>,
+    pub(crate) usable_by_this_build: bool,
+}
+
+impl Gpu {
+    pub(crate) fn read() -> Self {
+        let variable = |name| std::env::var_os(name).unwrap_or_default();
+        let mut libraries = vec![variable("LD_LIBRARY_PATH")];
+        libraries.extend(LIBRARY_FOLDERS.map(OsString::from));
+        let programs =
+            [variable("PATH"), Path::new(&variable("CUDA_HOME")).join("bin").into(), CUDA_BIN.into()];
+        Gpu {
+            devices: gpu_names(Path::new("/proc/driver/nvidia/gpus")),
+            driver: fs::read_to_string("/proc/driver/nvidia/version").ok().and_then(|t| driver_version(&t)),
+            libcuda: find_in(&libraries, "libcuda.so.1"),
+            nvcc: find_in(&programs, "nvcc"),
+            usable_by_this_build: false,
+        }
+    }
+}
+
+const CUDA_BIN: &str = "/usr/local/cuda/bin";
+const LIBRARY_FOLDERS: [&str; 6] = [
+    "/usr/lib/x86_64-linux-gnu",
+    "/usr/lib/aarch64-linux-gnu",
+    "/usr/lib64",
+    "/usr/lib",
+    "/usr/lib/wsl/lib",
+    "/usr/local/nvidia/lib64",
+];
+
+/// The first file of this name in lists of folders written as `$PATH` is.
+fn find_in(lists: &[OsString], name: &str) -> Option<PathBuf> {
+    let folders = lists.iter().flat_map(std::env::split_paths);
+    folders.filter(|folder| folder.is_absolute()).map(|folder| folder.join(name)).find(|file| file.is_file())
+}
+
+/// The models listed by the driver, one folder each.
+fn gpu_names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let texts = entries.filter_map(|entry| fs::read_to_string(entry.path().join("information")).ok());
+    texts.filter_map(|text| field(&text, "Model")).collect()
+}
+
+/// The version in the driver's own line: `NVRM version: … Kernel Module  550.54.15  Tue …`.
+fn driver_version(text: &str) -> Option<String> {
+    let number = |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');
+    text.lines().next()?.split_whitespace().find(number).map(str::to_owned)
+}
+
+/// The C library's name and version, as its own tool gives it.
+pub(crate) fn c_library() -> Option<String> {
+    let output = Command::new("getconf").arg("GNU_LIBC_VERSION").output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    Some(text.trim().to_owned()).filter(|text| !text.is_empty())
+}
+
+/// The value of the first `name: value` line.
+fn field(text: &str, name: &str) -> Option<String> {
+    let pairs = text.lines().filter_map(|line| line.split_once(':'));
+    pairs
+        .map(|(key, value)| (key.trim(), value.trim()))
+        .find(|pair| pair.0 == name)
+        .map(|pair| pair.1.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_what_the_container_allows() {
+        let text = "MemTotal:       16000000 kB\nMemFree: 1 kB\nMemAvailable:    8000000 kB\n";
+        let memory = |limit| Memory::parse(text, limit).map(|m| (m.total_bytes, m.available_bytes));
+        assert_eq!(memory(None), Some((16_384_000_000, 8_192_000_000)));
+        assert_eq!(memory(Some((4_000_000_000, 1_000_000_000))), Some((4_000_000_000, 3_000_000_000)));
+        assert_eq!(Memory::parse("MemTotal: lots", None).map(|m| m.total_bytes), None);
+    }
+
+    #[test]
+    fn the_probe_measures_unless_memory_is_short() {
+        let memory = |available_bytes| {
+            let mut memory = Memory { total_bytes: 1 << 30, available_bytes, read_bytes_per_second: None };
+            memory.measure();
+            memory.read_bytes_per_second
+        };
+        assert!(memory(1 << 30).is_some_and(|rate| rate > 1 << 20));
+        assert_eq!(memory(1 << 20), None);
+    }
+
+    #[test]
+    fn the_driver_tells_its_version_and_devices() {
+        let line =
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\nGCC\n";
+        assert_eq!(driver_version(line).as_deref(), Some("550.54.15"));
+        let folder = tempfile::tempdir().unwrap();
+        let device = folder.path().join("0000:01:00.0");
+        fs::create_dir(&device).unwrap();
+        fs::write(device.join("information"), "Model: \t\t NVIDIA H100\nIRQ: 1\n").unwrap();
+        assert_eq!(gpu_names(folder.path()), ["NVIDIA H100"]);
+        assert_eq!(gpu_names(&folder.path().join("absent")), Vec::<String>::new());
+    }
+}

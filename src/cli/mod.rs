@@ -1,0 +1,165 @@
+//! The command line: one file per verb, and here what they share.
+//!
+//! Results go to stdout and are made for reading by people, or with `--json` end in one line made for
+//! programs; everything else goes to stderr. A failure is printed once, as the chain of what was being done,
+//! and exits with 1; a command line that makes no sense exits with 2. A reader that hangs up is no failure.
+
+mod doctor;
+mod machine;
+mod text;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use std::{ffi::OsString, fmt, io, io::Write, process::ExitCode};
+
+/// Run vision-language models and language models from the checkpoints people have
+#[derive(Debug, Parser)]
+#[command(name = "pellucid", version, arg_required_else_help = true)]
+struct CommandLine {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    Doctor(doctor::Arguments),
+}
+
+/// Settings that every verb takes.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Global {
+    /// Where to compute; this build has `cpu`
+    #[arg(long, global = true, default_value = "cpu", value_parser = parse_device)]
+    pub(crate) device: Device,
+
+    /// Threads to compute with [default: one per core]
+    #[arg(long, global = true, value_name = "N", value_parser = parse_threads)]
+    pub(crate) threads: Option<usize>,
+
+    /// Seed of everything random
+    #[arg(long, global = true, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+
+    /// No progress and no remarks on stderr; errors are still printed
+    #[arg(long, global = true)]
+    pub(crate) quiet: bool,
+
+    /// End stdout with one line of JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+impl Global {
+    /// Prints a verb's result on stdout: for people, or with `--json` as one line for programs.
+    pub(crate) fn print<R: serde::Serialize + fmt::Display>(&self, report: &R) -> Result<()> {
+        let mut out = io::stdout().lock();
+        if self.json {
+            writeln!(out, "{}", serde_json::to_string(report)?)?;
+        } else {
+            write!(out, "{report}")?;
+        }
+        Ok(out.flush()?)
+    }
+}
+
+/// A device this build can compute on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Device {
+    /// The CPU backend.
+    Cpu,
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Device::Cpu => f.write_str("cpu"),
+        }
+    }
+}
+
+fn parse_device(name: &str) -> Result<Device, String> {
+    match name.split(':').next() {
+        Some("cpu") if name == "cpu" => Ok(Device::Cpu),
+        Some("cuda") => Err("this build has no CUDA backend; use cpu".into()),
+        Some("emu") => Err("this build has no kernel emulator; use cpu".into()),
+        _ => Err("no such device; this build has cpu".into()),
+    }
+}
+
+fn parse_threads(count: &str) -> Result<usize, String> {
+    match count.parse() {
+        Ok(count @ 1..=1024) => Ok(count),
+        _ => Err("expected a number from 1 to 1024".into()),
+    }
+}
+
+/// Runs the program and says how it went.
+pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let command_line = CommandLine::parse_from(arguments.map(in_kebab_case));
+    match run(&command_line) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if reader_hung_up(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Where stderr is gone too, the exit code is all that can still be said.
+            let _ = writeln!(io::stderr(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command_line: &CommandLine) -> Result<()> {
+    let global = &command_line.global;
+    if let Some(threads) = global.threads {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        pool.build_global().with_context(|| format!("cannot start {threads} threads"))?;
+    }
+    match &command_line.verb {
+        Verb::Doctor(arguments) => doctor::run(arguments, global),
+    }
+}
+
+/// `--max_tokens` is `--max-tokens`: both spellings are common, and flags alone are touched, never values.
+fn in_kebab_case(argument: OsString) -> OsString {
+    let Some(text) = argument.to_str().filter(|text| text.starts_with("--")) else { return argument };
+    let (flag, value) = text.split_at(text.find('=').unwrap_or(text.len()));
+    OsString::from(flag.replace('_', "-") + value)
+}
+
+fn reader_hung_up(error: &anyhow::Error) -> bool {
+    let broken_pipe = |e: &io::Error| e.kind() == io::ErrorKind::BrokenPipe;
+    error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(broken_pipe))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        <CommandLine as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_may_be_spelt_with_underscores_and_values_stay_as_they_are() {
+        for (given, wanted) in [
+            ("--max_tokens", "--max-tokens"),
+            ("--a_b=c_d", "--a-b=c_d"),
+            ("my_model", "my_model"),
+            ("-a_b", "-a_b"),
+        ] {
+            assert_eq!(in_kebab_case(given.into()), wanted);
+        }
+    }
+
+    #[test]
+    fn devices_this_build_lacks_are_refused_by_name() {
+        assert_eq!(parse_device("cpu"), Ok(Device::Cpu));
+        assert!(parse_device("cuda:1").unwrap_err().contains("CUDA"));
+        assert!(parse_device("emu").unwrap_err().contains("emulator"));
+        assert!(parse_device("cpu:0").is_err());
+        assert!(parse_threads("0").is_err());
+    }
+}
