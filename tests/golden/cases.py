@@ -85,8 +85,7 @@ class Case:
     prompts: dict = field(default_factory=lambda: TEXT_PROMPTS)
     generation: dict = field(default_factory=dict)
     processor: dict = field(default_factory=dict)  # file name -> content
-    variants: dict = field(default_factory=dict)  # name -> function of the case, see variants.py
-    adapter: dict = field(default_factory=dict)  # arguments of peft.LoraConfig
+    stored_names: list = field(default_factory=list)  # (pattern, replacement): from transformers 5 names to the file's
 
 
 QWEN_ENDS = {"bos_token_id": "<|endoftext|>", "eos_token_id": ["<|im_end|>", "<|endoftext|>"]}
@@ -207,6 +206,156 @@ SMOLLM2 = {
     "vocab_size": 360,
 }
 
+VISION_IDS = {
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+    "vision_token_id": "<|vision_pad|>",
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+}
+QWEN2_VL = {
+    **QWEN2,
+    **VISION_IDS,
+    "architectures": ["Qwen2VLForConditionalGeneration"],
+    "model_type": "qwen2_vl",
+    "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+    "transformers_version": "4.41.2",
+    "vision_config": {
+        "depth": 2,
+        "embed_dim": 32,
+        "hidden_size": 64,
+        "in_channels": 3,
+        "in_chans": 3,
+        "mlp_ratio": 4,
+        "model_type": "qwen2_vl",
+        "num_heads": 2,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "spatial_patch_size": 14,
+        "temporal_patch_size": 2,
+    },
+}
+# windows of 2 x 2 merged cells: the pictures give ragged ones at both edges
+QWEN2_5_VL = {
+    **QWEN2,
+    **VISION_IDS,
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    "model_type": "qwen2_5_vl",
+    "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+    "tie_word_embeddings": False,
+    "transformers_version": "4.41.2",
+    "vision_config": {
+        "depth": 4,
+        "fullatt_block_indexes": [1, 3],
+        "hidden_act": "silu",
+        "hidden_size": 40,
+        "in_channels": 3,
+        "in_chans": 3,
+        "intermediate_size": 52,
+        "model_type": "qwen2_5_vl",
+        "num_heads": 2,
+        "out_hidden_size": 64,
+        "patch_size": 8,
+        "spatial_merge_size": 2,
+        "spatial_patch_size": 8,
+        "temporal_patch_size": 2,
+        "tokens_per_second": 2,
+        "window_size": 32,
+    },
+}
+INTERNVL3 = {
+    "architectures": ["InternVLForConditionalGeneration"],
+    "downsample_ratio": 0.5,
+    "image_seq_length": 9,
+    "image_token_id": "<IMG_CONTEXT>",
+    "model_type": "internvl",
+    "projector_hidden_act": "gelu",
+    "text_config": {
+        **QWEN2,
+        "max_position_embeddings": 4096,
+        "rope_scaling": {"factor": 2.0, "rope_type": "dynamic", "type": "dynamic"},
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+    },
+    "tie_word_embeddings": False,
+    "torch_dtype": "float32",
+    "transformers_version": "4.52.0.dev0",
+    "vision_config": {
+        "architectures": ["InternVisionModel"],
+        "attention_bias": True,
+        "attention_dropout": 0.0,
+        "dropout": 0.0,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "hidden_size": 32,
+        "image_size": [48, 48],
+        "initializer_factor": 0.1,
+        "initializer_range": 1e-10,
+        "intermediate_size": 72,
+        "layer_norm_eps": 1e-06,
+        "layer_scale_init_value": 0.1,
+        "model_type": "internvl_vision",
+        "norm_type": "layer_norm",
+        "num_attention_heads": 2,
+        "num_channels": 3,
+        "num_hidden_layers": 2,
+        "patch_size": [8, 8],
+        "projection_dropout": 0.0,
+        "torch_dtype": "float32",
+        "use_absolute_position_embeddings": True,
+        "use_mask_token": False,
+        "use_mean_pooling": True,
+        "use_qk_norm": False,
+    },
+    "vision_feature_layer": -1,
+    "vision_feature_select_strategy": "default",
+}
+
+
+def qwen_processor(model, patch, least, most):
+    return {
+        "preprocessor_config.json": {
+            "min_pixels": least,
+            "max_pixels": most,
+            "patch_size": patch,
+            "temporal_patch_size": 2,
+            "merge_size": 2,
+            "image_mean": [0.48145466, 0.4578275, 0.40821073],
+            "image_std": [0.26862954, 0.26130258, 0.27577711],
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "processor_class": f"{model}Processor",
+        }
+    }
+
+
+# The published file says no crop; the processor crops all the same, its own default being stronger.
+INTERNVL_PROCESSOR = {
+    "preprocessor_config.json": {
+        "crop_to_patches": False,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_processor_type": "GotOcr2ImageProcessorFast",
+        "image_std": [0.229, 0.224, 0.225],
+        "max_patches": 4,
+        "min_patches": 1,
+        "processor_class": "InternVLProcessor",
+        "resample": 3,
+        "rescale_factor": 0.00392156862745098,
+        "return_tensors": None,
+        "size": {"height": 48, "width": 48},
+    },
+    "processor_config.json": {"image_seq_length": 9, "processor_class": "InternVLProcessor"},
+}
+QWEN_VL_NAMES = [(r"^model\.visual\.", "visual."), (r"^model\.language_model\.", "model.")]
+INTERNVL_NAMES = [
+    (r"^model\.language_model\.", "language_model.model."),
+    (r"^lm_head\.", "language_model.lm_head."),
+    (r"^model\.(vision_tower|multi_modal_projector)\.", r"\1."),
+]
+
 CASES = {
     "qwen2": Case(
         seed=2, tokenizer="qwen2", config=QWEN2, generation={"repetition_penalty": 1.1, **QWEN_ENDS},
@@ -224,5 +373,18 @@ CASES = {
     "smollm2": Case(
         seed=1, tokenizer="smollm2", config=SMOLLM2, dtype="float32",
         generation={"bos_token_id": "<|im_start|>", "eos_token_id": "<|im_end|>"},
+    ),
+    "qwen2_vl": Case(
+        seed=8, tokenizer="qwen_vl", config=QWEN2_VL, prompts=IMAGE_PROMPTS, generation=QWEN_ENDS,
+        processor=qwen_processor("Qwen2VL", 14, 3136, 12544), stored_names=QWEN_VL_NAMES,
+    ),
+    "qwen2_5_vl": Case(
+        seed=13, tokenizer="qwen_vl", config=QWEN2_5_VL, shards=2, prompts=IMAGE_PROMPTS,
+        generation={"repetition_penalty": 1.05, **QWEN_ENDS},
+        processor=qwen_processor("Qwen2_5_VL", 8, 1024, 12544), stored_names=QWEN_VL_NAMES,
+    ),
+    "internvl3": Case(
+        seed=3, tokenizer="internvl", config=INTERNVL3, dtype="float32", prompts=IMAGE_PROMPTS,
+        generation={"eos_token_id": "<|im_end|>"}, processor=INTERNVL_PROCESSOR, stored_names=INTERNVL_NAMES,
     ),
 }  # fmt: skip

@@ -1,6 +1,5 @@
 """The picture fixtures: small files of every format and mode, the RGB they decode to, what the processors make of it."""
 
-import json
 import math
 import struct
 import zlib
@@ -14,6 +13,8 @@ from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageP
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor, smart_resize
+
+from files import write_json
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
@@ -231,7 +232,7 @@ def size_rules(count=400):
     }
 
 
-def make(folder, write_json):
+def make(folder):
     """files/, the decoded pictures and the processors' output."""
     files = folder / "files"
     files.mkdir(parents=True)
