@@ -13,6 +13,7 @@ mod hub;
 mod json;
 mod map;
 mod processor;
+mod scan;
 mod weights;
 
 pub use adapter::{Adapter, AdapterConfig};
@@ -20,4 +21,5 @@ pub use config::ModelConfig;
 pub use folder::{GenerationConfig, ModelFolder, TokenizerConfig};
 pub use hub::hub_cache;
 pub use processor::{ImageProcessorConfig, PatchLayout, Resample};
-pub use weights::{Checkpoint, FileDtype, TensorView};
+pub use scan::{NonFinite, non_finite};
+pub use weights::{Checkpoint, FileDtype, TensorView, parse_index};

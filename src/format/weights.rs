@@ -6,11 +6,11 @@
 //! so that what nobody wanted can be reported.
 
 use super::header::{self, Entry};
-use super::json::{Document, brief};
+use super::json::{Document, brief, read_bytes};
 use super::map::map_file;
 use crate::error::{Error, Result};
 use memmap2::Mmap;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
@@ -135,8 +135,7 @@ impl Checkpoint {
     }
 
     fn open_shards(index: &Path) -> Result<Self> {
-        let document = Document::read(index)?;
-        let shard_of = read_index(&document)?;
+        let shard_of = parse_index(index, &read_bytes(index)?)?;
         let folder = index.parent().unwrap_or(Path::new(""));
         let mut checkpoint = Self { listing: index.to_owned(), tensors: BTreeMap::new(), maps: Vec::new() };
         for shard in shard_of.values().collect::<BTreeSet<_>>() {
@@ -147,7 +146,7 @@ impl Checkpoint {
             checkpoint.add_file(&path)?;
         }
         for (name, shard) in &shard_of {
-            let place = checkpoint.tensors.get(*name).map(|slot| slot.view.file());
+            let place = checkpoint.tensors.get(name.as_str()).map(|slot| slot.view.file());
             if place != Some(&folder.join(shard)) {
                 let instead = place.map(|file| format!(" ({} has it)", file.display())).unwrap_or_default();
                 let what = format!("weight_map: tensor {name} is not in its shard {shard}{instead}");
@@ -222,10 +221,10 @@ impl Checkpoint {
     }
 }
 
-/// Which shard holds each tensor, from an index file. Shards are plain names beside the index.
-pub(crate) fn read_index(document: &Document) -> Result<BTreeMap<&str, &str>> {
-    let root = document.root()?;
-    let weight_map = root.required_object("weight_map")?;
+/// Which shard holds each tensor, from the bytes of an index file. Shards are plain names beside the index.
+pub fn parse_index(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, String>> {
+    let document = Document::parse(path, bytes)?;
+    let weight_map = document.root()?.required_object("weight_map")?;
     let mut shard_of = BTreeMap::new();
     for (name, shard) in weight_map.entries() {
         let Value::String(shard) = shard else {
@@ -234,9 +233,10 @@ pub(crate) fn read_index(document: &Document) -> Result<BTreeMap<&str, &str>> {
         let mut components = Path::new(shard).components();
         let plain = matches!((components.next(), components.next()), (Some(Component::Normal(_)), None));
         if !plain || shard.contains(['/', '\\', '\0']) {
-            return Err(weight_map.fault(name, format!("shard {shard:?} is not a file name in this folder")));
+            let what = format!("shard {} is not a file name in this folder", brief(&json!(shard)));
+            return Err(weight_map.fault(name, what));
         }
-        shard_of.insert(name.as_str(), shard.as_str());
+        shard_of.insert(name.clone(), shard.clone());
     }
     Ok(shard_of)
 }
