@@ -4,14 +4,15 @@
 //! arithmetic or, by choice, Pillow's.
 
 mod decode;
+mod internvl;
 mod normalise;
 mod orientation;
+mod processor;
 mod qwen;
 mod resize;
 
 pub use decode::{Alpha, Decoder};
-pub use normalise::{CLIP, IMAGENET, Normalise};
-pub use qwen::Qwen;
+pub use processor::{Geometry, ImageProcessor, ProcessedImage};
 pub use resize::{Arithmetic, bicubic};
 
 use crate::{Error, Result};
@@ -56,69 +57,5 @@ impl Rgb {
 impl std::fmt::Debug for Rgb {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Rgb({} x {})", self.width, self.height)
-    }
-}
-
-/// How a model family lays out an image.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Layout {
-    /// Patches of one resized image.
-    Qwen(Qwen),
-}
-
-impl Layout {
-    /// The published Qwen2-VL and Qwen2.5-VL geometry, with transformers' default limits.
-    pub fn qwen() -> Layout {
-        Layout::Qwen(Qwen {
-            patch: 14,
-            merge: 2,
-            temporal: 2,
-            min_pixels: 56 * 56,
-            max_pixels: 28 * 28 * 1280,
-        })
-    }
-}
-
-/// Turns images into tower inputs: a layout, a normalisation, and whose arithmetic to follow.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ImageProcessor {
-    /// Resizing and cutting.
-    pub layout: Layout,
-    /// Bytes to floats.
-    pub normalise: Normalise,
-    /// The reference to equal, bit for bit.
-    pub arithmetic: Arithmetic,
-}
-
-/// An image as its tower reads it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ProcessedImage {
-    /// The values.
-    pub pixels: Vec<f32>, // `shape`
-    /// Qwen: [patches, values of a patch].
-    pub shape: Vec<usize>,
-    /// Patches in time, down and across (Qwen).
-    pub grid: [usize; 3],
-    /// Tokens the image takes in the prompt.
-    pub tokens: usize,
-}
-
-impl ImageProcessor {
-    /// Resizes, cuts and normalises.
-    pub fn process(&self, image: &Rgb) -> Result<ProcessedImage> {
-        let table = self.normalise.table(self.arithmetic);
-        match &self.layout {
-            Layout::Qwen(qwen) => {
-                let canvas = qwen.resize(image, self.arithmetic)?;
-                let grid = qwen.grid(canvas.width, canvas.height);
-                let patches = grid.iter().product::<usize>();
-                Ok(ProcessedImage {
-                    pixels: qwen.patches(&canvas, &table),
-                    shape: vec![patches, qwen.patch_values()],
-                    grid,
-                    tokens: patches / (qwen.merge * qwen.merge),
-                })
-            }
-        }
     }
 }

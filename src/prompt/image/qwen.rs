@@ -10,23 +10,23 @@ use crate::{Error, Result};
 use rayon::prelude::*;
 
 /// The geometry of a Qwen-VL image tower's input.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Qwen {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Qwen {
     /// Side of a patch, 14.
-    pub patch: usize,
+    pub(super) patch: usize,
     /// Side of a merge block in patches, 2.
-    pub merge: usize,
+    pub(super) merge: usize,
     /// Frames in a patch, 2; a still image repeats itself.
-    pub temporal: usize,
+    pub(super) temporal: usize,
     /// Smaller images are enlarged to about this area.
-    pub min_pixels: usize,
+    pub(super) min_pixels: usize,
     /// Larger images are reduced to about this area.
-    pub max_pixels: usize,
+    pub(super) max_pixels: usize,
 }
 
 impl Qwen {
     /// The size `(width, height)` an image is resized to: the reference's `smart_resize`.
-    pub fn target(&self, width: usize, height: usize) -> Result<(usize, usize)> {
+    pub(super) fn target(&self, width: usize, height: usize) -> Result<(usize, usize)> {
         let factor = (self.patch * self.merge) as f64;
         let (w, h) = (width as f64, height as f64);
         if width == 0 || height == 0 {
