@@ -275,10 +275,10 @@ INTERNVL3 = {
         "max_position_embeddings": 4096,
         "rope_scaling": {"factor": 2.0, "rope_type": "dynamic", "type": "dynamic"},
         "tie_word_embeddings": False,
-        "torch_dtype": "float32",
+        "torch_dtype": "bfloat16",
     },
     "tie_word_embeddings": False,
-    "torch_dtype": "float32",
+    "torch_dtype": "bfloat16",
     "transformers_version": "4.52.0.dev0",
     "vision_config": {
         "architectures": ["InternVisionModel"],
@@ -301,7 +301,7 @@ INTERNVL3 = {
         "num_hidden_layers": 2,
         "patch_size": [8, 8],
         "projection_dropout": 0.0,
-        "torch_dtype": "float32",
+        "torch_dtype": "bfloat16",
         "use_absolute_position_embeddings": True,
         "use_mask_token": False,
         "use_mean_pooling": True,
@@ -384,7 +384,7 @@ CASES = {
         processor=qwen_processor("Qwen2_5_VL", 8, 1024, 12544), stored_names=QWEN_VL_NAMES,
     ),
     "internvl3": Case(
-        seed=3, tokenizer="internvl", config=INTERNVL3, dtype="float32", prompts=IMAGE_PROMPTS,
+        seed=3, tokenizer="internvl", config=INTERNVL3, prompts=IMAGE_PROMPTS,
         generation={"eos_token_id": "<|im_end|>"}, processor=INTERNVL_PROCESSOR, stored_names=INTERNVL_NAMES,
     ),
 }  # fmt: skip

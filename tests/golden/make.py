@@ -22,6 +22,7 @@ import checkpoint
 import compare
 import pictures
 import reference
+import variants
 from cases import CASES
 from files import write_json
 
@@ -60,6 +61,7 @@ def make_case(name, folder):
     """One case: its checkpoint, and beside it what is expected of it."""
     case = CASES[name]
     checkpoint.write(case, folder / "model")
+    variants.write(case, folder / "model", folder / "variants")
     models = {
         "f32": checkpoint.load(folder / "model", torch.float32),
         "bf16": checkpoint.load(folder / "model", torch.bfloat16),
