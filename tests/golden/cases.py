@@ -86,6 +86,7 @@ class Case:
     generation: dict = field(default_factory=dict)
     processor: dict = field(default_factory=dict)  # file name -> content
     stored_names: list = field(default_factory=list)  # (pattern, replacement): from transformers 5 names to the file's
+    adapter: dict = field(default_factory=dict)  # arguments of peft.LoraConfig
 
 
 QWEN_ENDS = {"bos_token_id": "<|endoftext|>", "eos_token_id": ["<|im_end|>", "<|endoftext|>"]}
@@ -359,6 +360,10 @@ INTERNVL_NAMES = [
 CASES = {
     "qwen2": Case(
         seed=2, tokenizer="qwen2", config=QWEN2, generation={"repetition_penalty": 1.1, **QWEN_ENDS},
+        adapter={
+            "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj"],
+            "rank_pattern": {"q_proj": 8, "layers.1.mlp.down_proj": 2}, "alpha_pattern": {"k_proj": 3, r".*\.0\..*o_proj": 20},
+        },
     ),
     "qwen2_5": Case(
         seed=2, tokenizer="qwen2",
@@ -382,6 +387,10 @@ CASES = {
         seed=13, tokenizer="qwen_vl", config=QWEN2_5_VL, shards=2, prompts=IMAGE_PROMPTS,
         generation={"repetition_penalty": 1.05, **QWEN_ENDS},
         processor=qwen_processor("Qwen2_5_VL", 8, 1024, 12544), stored_names=QWEN_VL_NAMES,
+        adapter={
+            "r": 6, "lora_alpha": 12, "use_rslora": True,
+            "target_modules": r".*language_model.*\.(q_proj|v_proj|up_proj|down_proj)",
+        },
     ),
     "internvl3": Case(
         seed=3, tokenizer="internvl", config=INTERNVL3, prompts=IMAGE_PROMPTS,
