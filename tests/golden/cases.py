@@ -311,6 +311,27 @@ INTERNVL3 = {
     "vision_feature_layer": -1,
     "vision_feature_select_strategy": "default",
 }
+# InternVL3 38B and 78B have another tower: root mean square norms, normed queries and keys, no biases on them
+INTERNVL3_LARGE = {
+    **INTERNVL3,
+    "text_config": {
+        **INTERNVL3["text_config"],
+        "hidden_size": 32,
+        "intermediate_size": 56,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+        "num_key_value_heads": 1,
+    },
+    "vision_config": {
+        **INTERNVL3["vision_config"],
+        "attention_bias": False,
+        "hidden_size": 48,
+        "intermediate_size": 64,
+        "norm_type": "rms_norm",
+        "num_attention_heads": 3,
+        "use_qk_norm": True,
+    },
+}
 
 
 def qwen_processor(model, patch, least, most):
@@ -394,6 +415,11 @@ CASES = {
     ),
     "internvl3": Case(
         seed=3, tokenizer="internvl", config=INTERNVL3, prompts=IMAGE_PROMPTS,
+        generation={"eos_token_id": "<|im_end|>"}, processor=INTERNVL_PROCESSOR, stored_names=INTERNVL_NAMES,
+    ),
+    "internvl3_large": Case(
+        seed=1, tokenizer="internvl", config=INTERNVL3_LARGE,
+        prompts={name: IMAGE_PROMPTS[name] for name in ("text", "one", "tall")},
         generation={"eos_token_id": "<|im_end|>"}, processor=INTERNVL_PROCESSOR, stored_names=INTERNVL_NAMES,
     ),
 }  # fmt: skip
