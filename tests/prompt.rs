@@ -34,10 +34,11 @@ const FAMILIES: [(Family, &str); 4] = [
     (Family::InternVl, "qwen2.5-instruct.jinja"),
 ];
 
-fn with_prompter<T>((family, name): (Family, &str), body: impl FnOnce(&Prompter<'_>, &Tokenizer) -> T) -> T {
+fn with_prompter<T>((family, name): (Family, &str), body: impl FnOnce(&Prompter, &Tokenizer) -> T) -> T {
     let (tokenizer, template) = (tokenizer(), template(name));
     let markup = ImageMarkup::of(family, &tokenizer).unwrap();
-    body(&Prompter::new(&tokenizer, Some(&template), markup), &tokenizer)
+    let prompter = Prompter::new(tokenizer, Some(template), markup);
+    body(&prompter, prompter.tokenizer())
 }
 
 fn messages(list: Value) -> Vec<Message> {
@@ -74,7 +75,7 @@ fn golden_prompts_have_the_ids_of_transformers() {
             Family::InternVl => tokenizer.id("<IMG_CONTEXT>"),
             _ => tokenizer.id("<|image_pad|>"),
         };
-        let prompter = Prompter::new(&tokenizer, template.as_ref(), markup);
+        let prompter = Prompter::new(tokenizer, template, markup);
         for prompt in expected["prompts"].as_array().unwrap() {
             let ids: Vec<u32> = serde_json::from_value(prompt["prompt_ids"].clone()).unwrap();
             // How long each image is, is the image processor's affair: taken from the answer.
@@ -150,19 +151,17 @@ fn counts_that_differ_are_named() {
         let error = prompter.text("no place", &[7]).unwrap_err().to_string();
         assert!(error.contains("0 image placeholder") && error.contains("1 image"), "{error}");
     });
-    let tokenizer = tokenizer();
-    let template = template("qwen3.jinja");
-    let prompter = Prompter::new(&tokenizer, Some(&template), None);
+    let prompter = Prompter::new(tokenizer(), Some(template("qwen3.jinja")), None);
     let error = prompter.chat(&two, &open(), &[1, 2]).unwrap_err().to_string();
     assert!(error.contains("2 image(s) for a model that reads text only"), "{error}");
     let silent = ChatTemplate::new("{{ messages[0].role }}", "chat_template.jinja", Map::new()).unwrap();
-    let markup = ImageMarkup::of(Family::Qwen2Vl, &tokenizer).unwrap();
-    let error = Prompter::new(&tokenizer, Some(&silent), markup)
+    let markup = ImageMarkup::of(Family::Qwen2Vl, &tokenizer()).unwrap();
+    let error = Prompter::new(tokenizer(), Some(silent), markup)
         .chat(&two, &open(), &[1, 2])
         .unwrap_err()
         .to_string();
     assert!(error.contains("hold 2 image(s)") && error.contains("writes 0"), "{error}");
-    let error = Prompter::new(&tokenizer, None, None).chat(&two, &open(), &[1, 2]).unwrap_err().to_string();
+    let error = Prompter::new(tokenizer(), None, None).chat(&two, &open(), &[1, 2]).unwrap_err().to_string();
     assert!(error.contains("no chat template"), "{error}");
 }
 

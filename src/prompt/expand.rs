@@ -95,23 +95,24 @@ impl ImageMarkup {
 
 /// Makes prompts for one model.
 #[derive(Debug)]
-pub struct Prompter<'a> {
-    tokenizer: &'a Tokenizer,
-    template: Option<&'a ChatTemplate>,
+pub struct Prompter {
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
     markup: Option<ImageMarkup>,
     /// Whether the template reads content as a list of parts.
     reads_parts: bool,
 }
 
-impl<'a> Prompter<'a> {
+impl Prompter {
     /// Puts together what a checkpoint brings.
-    pub fn new(
-        tokenizer: &'a Tokenizer,
-        template: Option<&'a ChatTemplate>,
-        markup: Option<ImageMarkup>,
-    ) -> Self {
-        let reads_parts = template.is_some_and(reads_parts);
+    pub fn new(tokenizer: Tokenizer, template: Option<ChatTemplate>, markup: Option<ImageMarkup>) -> Self {
+        let reads_parts = template.as_ref().is_some_and(reads_parts);
         Prompter { tokenizer, template, markup, reads_parts }
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
     }
 
     /// The prompt of a conversation. `image_tokens` says how many tokens each of its images takes, in order.
@@ -200,7 +201,7 @@ impl<'a> Prompter<'a> {
     }
 
     fn rendered(&self, messages: &[Message], options: &RenderOptions, mark: char) -> Result<String> {
-        let Some(template) = self.template else {
+        let Some(template) = &self.template else {
             return Err(Error::caller("prompt", "this model has no chat template, give a raw prompt"));
         };
         let Some(markup) = &self.markup else {

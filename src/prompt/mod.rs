@@ -3,5 +3,6 @@
 pub mod expand;
 pub mod image;
 pub mod message;
+pub mod reader;
 pub mod template;
 pub mod tokenizer;
