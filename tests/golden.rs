@@ -1,19 +1,57 @@
-//! Equality with transformers on tiny random checkpoints: log-probs, logits, greedy text. The fixtures and how
-//! they were made are described in `tests/golden/README.md`.
+//! Equality with transformers on tiny random checkpoints, from messages and pictures to token ids, log-probs and
+//! greedy text. The fixtures and how they were made are described in `tests/golden/README.md`.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;
 
 use pellucid::backend::{Backend, cpu::Cpu};
-use pellucid::engine::{Finish, Generation, Input, Sampling, ScoreRequest, generate, score};
+use pellucid::engine::{Finish, Generation, Input, Sampling, Score, ScoreRequest, generate, score};
+use pellucid::format::{Checkpoint, ModelFolder};
 use pellucid::model::Model;
-use pellucid::prompt::tokenizer::Tokenizer;
+use pellucid::prompt::message::Message;
+use pellucid::prompt::reader::{ImageOptions, ReadPrompt, Reader, Words};
+use pellucid::prompt::template::RenderOptions;
 use pellucid::tensor::Dtype;
-use std::sync::Arc;
-use support::golden::{Case, Prompt};
+use std::{path::Path, sync::Arc};
+use support::golden::{Case, Prompt, images};
 
-const TEXT: [&str; 5] = ["qwen2", "qwen2_5", "qwen3", "llama3", "smollm2"];
+const CASES: [&str; 8] =
+    ["qwen2", "qwen2_5", "qwen3", "llama3", "smollm2", "qwen2_vl", "qwen2_5_vl", "internvl3"];
+
+/// A model with its reader.
+struct Loaded {
+    model: Model,
+    reader: Reader,
+}
+
+impl Loaded {
+    fn new(case: &Case, backend: Arc<dyn Backend>, dtype: Dtype) -> Self {
+        let model = Model::load(&case.model(), backend, Some(dtype)).unwrap();
+        let reader =
+            Reader::open(&ModelFolder::at(case.model()), &model.config, ImageOptions::default()).unwrap();
+        Loaded { model, reader }
+    }
+
+    fn read(&self, prompt: &Prompt) -> ReadPrompt {
+        let words = Words::Messages(Message::list_from_json(prompt.messages.clone()).unwrap());
+        let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+        self.reader.read(&words, &[], &images(), &options).unwrap()
+    }
+
+    fn request(&self, prompt: &Prompt) -> ScoreRequest {
+        let input = Input::prepare(&self.model, &self.read(prompt)).unwrap();
+        ScoreRequest { input, completion: prompt.completion_ids.clone() }
+    }
+
+    fn score(&self, prompt: &Prompt) -> Score {
+        score(&self.model, None, &[self.request(prompt)], 1.0, 4096).unwrap().remove(0)
+    }
+}
+
+fn cpu() -> Arc<dyn Backend> {
+    Arc::new(Cpu::new(None).unwrap())
+}
 
 /// One row of numbers against another: the largest distance, and NaN is infinitely far.
 fn distance(ours: &[f32], theirs: &[f64]) -> f64 {
@@ -22,27 +60,27 @@ fn distance(ours: &[f32], theirs: &[f64]) -> f64 {
     ours.iter().zip(theirs).map(far).fold(0.0, f64::max)
 }
 
-fn scored(model: &Model, prompt: &Prompt) -> pellucid::engine::Score {
-    let input = Input::prepare(model, prompt.prompt_ids.clone(), &[]).unwrap();
-    let request = ScoreRequest { input, completion: prompt.completion_ids.clone() };
-    score(model, None, &[request], 1.0, 4096).unwrap().remove(0)
-}
-
-fn load(case: &Case, backend: Arc<dyn Backend>, dtype: Dtype) -> Model {
-    Model::load(&case.model(), backend, Some(dtype)).unwrap()
-}
-
-fn cpu() -> Arc<dyn Backend> {
-    Arc::new(Cpu::new(None).unwrap())
+#[test]
+fn prompts_have_the_ids_of_transformers() {
+    for case in CASES.map(Case::read) {
+        let loaded = Loaded::new(&case, cpu(), Dtype::F32);
+        for prompt in &case.expected.prompts {
+            assert_eq!(loaded.read(prompt).prompt.tokens, prompt.prompt_ids, "{} {}", case.name, prompt.name);
+            let completion = loaded.reader.tokenizer().encode(&prompt.completion).unwrap();
+            let (end, text) = prompt.completion_ids.split_last().unwrap();
+            assert_eq!(completion, text, "{} {}", case.name, prompt.name);
+            assert!(case.end_tokens().contains(end), "{} {}", case.name, prompt.name);
+        }
+    }
 }
 
 #[test]
 fn f32_logprobs_and_entropies_are_those_of_transformers() {
-    for case in TEXT.map(Case::read) {
+    for case in CASES.map(Case::read) {
         for backend in [cpu(), Arc::new(Cpu::oracle())] {
-            let model = load(&case, backend, Dtype::F32);
+            let loaded = Loaded::new(&case, backend, Dtype::F32);
             for prompt in &case.expected.prompts {
-                let scored = scored(&model, prompt);
+                let scored = loaded.score(prompt);
                 let far = distance(&scored.logprobs, &prompt.logprobs.f32);
                 assert!(far <= 1e-4, "{} {}: log-probs differ by {far:e}", case.name, prompt.name);
                 let far = distance(&scored.entropy, &prompt.entropy);
@@ -55,13 +93,12 @@ fn f32_logprobs_and_entropies_are_those_of_transformers() {
 /// bf16 may err as transformers errs in bf16, times three at most; both against the same weights in f32.
 #[test]
 fn bf16_logprobs_err_no_more_than_three_times_as_much_as_transformers() {
-    for case in TEXT.map(Case::read) {
-        let model = load(&case, cpu(), Dtype::BF16);
+    for case in CASES.map(Case::read) {
+        let loaded = Loaded::new(&case, cpu(), Dtype::BF16);
         for prompt in &case.expected.prompts {
             let truth = &prompt.logprobs.bf16_truth;
             let theirs: Vec<f32> = prompt.logprobs.bf16.iter().map(|&l| l as f32).collect();
-            let (ours, theirs) =
-                (distance(&scored(&model, prompt).logprobs, truth), distance(&theirs, truth));
+            let (ours, theirs) = (distance(&loaded.score(prompt).logprobs, truth), distance(&theirs, truth));
             assert!(
                 ours <= 3.0 * theirs,
                 "{} {}: off by {ours:e}, theirs {theirs:e}",
@@ -74,17 +111,16 @@ fn bf16_logprobs_err_no_more_than_three_times_as_much_as_transformers() {
 
 #[test]
 fn greedy_tokens_and_text_are_those_of_transformers() {
-    for case in TEXT.map(Case::read) {
-        let model = load(&case, cpu(), Dtype::F32);
-        let tokenizer = Tokenizer::load(case.model().join("tokenizer.json")).unwrap();
+    for case in CASES.map(Case::read) {
+        let loaded = Loaded::new(&case, cpu(), Dtype::F32);
+        let end_tokens = case.end_tokens();
         for prompt in &case.expected.prompts {
-            let input = Input::prepare(&model, prompt.prompt_ids.clone(), &[]).unwrap();
             let greedy = &prompt.greedy;
+            let input = Input::prepare(&loaded.model, &loaded.read(prompt)).unwrap();
             let sampling = Sampling { temperature: 0.0, max_tokens: greedy.ids.len(), ..Sampling::default() };
-            let end_tokens = case.end_tokens();
             let with = Generation {
-                model: &model,
-                tokenizer: &tokenizer,
+                model: &loaded.model,
+                tokenizer: loaded.reader.tokenizer(),
                 adapter: None,
                 end_tokens: &end_tokens,
                 logprobs: true,
@@ -95,20 +131,20 @@ fn greedy_tokens_and_text_are_those_of_transformers() {
                 Ok(())
             })
             .unwrap();
+            let finish = if greedy.finish_reason == "stop" { Finish::Stop } else { Finish::Length };
             assert_eq!(completion.tokens, greedy.ids, "{} {}", case.name, prompt.name);
+            assert_eq!(completion.text, greedy.text, "{} {}", case.name, prompt.name);
             assert_eq!(
-                (&completion.text, &shown),
-                (&greedy.text, &greedy.text),
+                (shown, completion.finish),
+                (completion.text, finish),
                 "{} {}",
                 case.name,
                 prompt.name
             );
-            let finish = if greedy.finish_reason == "stop" { Finish::Stop } else { Finish::Length };
-            assert_eq!(completion.finish, finish);
 
             // The promise: what the sampler records is what scoring the same tokens gives, bit for bit.
-            let request = ScoreRequest { input, completion: completion.tokens.clone() };
-            let scored = score(&model, None, &[request], 1.0, 4096).unwrap().remove(0);
+            let request = ScoreRequest { input, completion: completion.tokens };
+            let scored = score(&loaded.model, None, &[request], 1.0, 4096).unwrap().remove(0);
             assert_eq!(scored.logprobs, completion.logprobs, "{} {}", case.name, prompt.name);
             assert!(scored.greedy.iter().all(|&greedy| greedy), "{} {}", case.name, prompt.name);
         }
@@ -118,19 +154,48 @@ fn greedy_tokens_and_text_are_those_of_transformers() {
 /// Neither the neighbours in a batch nor the size of a pass change a bit of a score.
 #[test]
 fn scores_do_not_depend_on_the_batch_or_the_chunking() {
-    for case in TEXT.map(Case::read) {
-        let model = load(&case, cpu(), Dtype::BF16);
-        let alone: Vec<_> = case.expected.prompts.iter().map(|prompt| scored(&model, prompt)).collect();
-        let requests = || {
-            let request = |prompt: &Prompt| ScoreRequest {
-                input: Input::prepare(&model, prompt.prompt_ids.clone(), &[]).unwrap(),
-                completion: prompt.completion_ids.clone(),
-            };
-            case.expected.prompts.iter().map(request).collect::<Vec<_>>()
-        };
+    for case in CASES.map(Case::read) {
+        let loaded = Loaded::new(&case, cpu(), Dtype::BF16);
+        let prompts = &case.expected.prompts;
+        let alone: Vec<Score> = prompts.iter().map(|prompt| loaded.score(prompt)).collect();
         for budget in [3, 7, 64, 4096] {
-            let together = score(&model, None, &requests(), 1.0, budget).unwrap();
+            let requests: Vec<ScoreRequest> = prompts.iter().map(|prompt| loaded.request(prompt)).collect();
+            let together = score(&loaded.model, None, &requests, 1.0, budget).unwrap();
             assert_eq!(together, alone, "{} with passes of {budget}", case.name);
         }
     }
+}
+
+/// Every tensor of every fixture has its place.
+#[test]
+fn surveys_find_nothing_missing_and_nothing_surplus() {
+    for case in CASES.map(Case::read) {
+        let folder = ModelFolder::at(case.model());
+        let survey =
+            Model::survey(&folder.config().unwrap(), &Checkpoint::open(folder.path()).unwrap(), &*cpu())
+                .unwrap();
+        assert_eq!(survey, pellucid::model::Survey::default(), "{}", case.name);
+    }
+}
+
+/// A checkpoint of another shape than its config says is refused by the name of the first tensor that differs.
+#[test]
+fn a_config_that_lies_about_the_weights_is_refused() {
+    let case = Case::read("qwen2");
+    let folder = tempfile::tempdir().unwrap();
+    let config = std::fs::read_to_string(case.model().join("config.json")).unwrap();
+    std::fs::copy(case.model().join("model.safetensors"), folder.path().join("model.safetensors")).unwrap();
+    let refused = |from: &str, to: &str| {
+        assert!(config.contains(from));
+        std::fs::write(folder.path().join("config.json"), config.replace(from, to)).unwrap();
+        let error = Model::load(folder.path(), cpu(), None).unwrap_err().to_string();
+        assert!(Path::new(&error).starts_with(folder.path()), "{error}");
+        error
+    };
+    let error = refused("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3");
+    assert!(error.contains("tensor model.layers.2.") && error.contains("missing"), "{error}");
+    let error = refused("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1");
+    assert!(error.contains("tensor model.layers.1.") && error.contains("more: no place"), "{error}");
+    let error = refused("\"vocab_size\": 384", "\"vocab_size\": 385");
+    assert!(error.contains("embed_tokens.weight: expected shape [385"), "{error}");
 }

@@ -1,18 +1,13 @@
 //! A prompt made ready for one model: its tokens, their rotary positions, its images as features.
 
 use crate::error::{Error, Result};
+use crate::format::config::VisionConfig;
 use crate::model::{ImagePlace, Model, PatchedImage, PlacedImage, Positions};
+use crate::prompt::expand::Span;
+use crate::prompt::image::{Geometry, ProcessedImage};
+use crate::prompt::reader::ReadPrompt;
 use crate::tensor::Tensor;
-use std::ops::Range;
-
-/// An image of a prompt, as the tower reads it, and the tokens it stands for.
-#[derive(Debug, Clone)]
-pub struct InputImage<'a> {
-    /// The placeholders' positions in the prompt.
-    pub tokens: Range<usize>,
-    /// Patches and grid.
-    pub image: PatchedImage<'a>,
-}
+use std::{borrow::Cow, ops::Range};
 
 /// A prompt ready to run.
 #[derive(Debug)]
@@ -25,7 +20,8 @@ pub struct Input {
 impl Input {
     /// Encodes the images and lays out positions. Refuses what the model cannot hold: no tokens, ids outside
     /// the vocabulary, more than its context, images that do not fill their placeholders.
-    pub fn prepare(model: &Model, tokens: Vec<u32>, images: &[InputImage<'_>]) -> Result<Self> {
+    pub fn prepare(model: &Model, read: &ReadPrompt) -> Result<Self> {
+        let tokens = read.prompt.tokens.clone();
         let config = &model.config.decoder;
         if tokens.is_empty() {
             return Err(Error::caller("prompt", "no tokens; a prompt needs at least one"));
@@ -35,22 +31,26 @@ impl Input {
             return Err(Error::caller("prompt", what));
         }
         check_context(model, tokens.len())?;
-        let merge = model.merge();
-        let places: Vec<ImagePlace> = images
-            .iter()
-            .map(|InputImage { tokens, image: PatchedImage { grid: [frames, rows, columns], .. } }| {
-                ImagePlace { tokens: tokens.clone(), grid: [*frames, rows / merge, columns / merge] }
-            })
-            .collect();
-        let mut features = Vec::with_capacity(images.len());
-        for (number, InputImage { tokens: place, image }) in images.iter().enumerate() {
-            let encoded = model.encode_image(*image)?;
+        let mut places = Vec::with_capacity(read.images.len());
+        let mut features = Vec::with_capacity(read.images.len());
+        for Span { image, tokens: place } in &read.prompt.spans {
+            let Some(processed) = read.images.get(*image) else {
+                return Err(Error::internal(
+                    "prompt",
+                    format!("a span for image {image} of {}", read.images.len()),
+                ));
+            };
+            let (pixels, grid) = patches(model, processed)?;
+            let encoded = model.encode_image(PatchedImage { pixels: &pixels, grid })?;
             if encoded.rows() != place.len() || place.end > tokens.len() {
                 return Err(Error::caller(
                     "prompt",
-                    format!("image {number} gives {} features for placeholders {place:?}", encoded.rows()),
+                    format!("image {image} gives {} features for placeholders {place:?}", encoded.rows()),
                 ));
             }
+            let merge = model.merge();
+            let [frames, rows, columns] = grid;
+            places.push(ImagePlace { tokens: place.clone(), grid: [frames, rows / merge, columns / merge] });
             features.push((place.clone(), encoded));
         }
         let positions = model.positions(tokens.len(), &places)?;
@@ -73,6 +73,18 @@ impl Input {
             .iter()
             .map(|(tokens, features)| PlacedImage { tokens: tokens.clone(), features })
             .collect()
+    }
+}
+
+/// An image as rows of patches, and the grid they form.
+fn patches<'i>(model: &Model, image: &'i ProcessedImage) -> Result<(Cow<'i, [f32]>, [usize; 3])> {
+    match (image.geometry, &model.config.vision) {
+        (Geometry::Patches { grid }, _) => Ok((Cow::Borrowed(&image.pixels), grid)),
+        (Geometry::Tiles { .. }, Some(VisionConfig::InternVit(vit))) => {
+            let side = vit.image / vit.patch;
+            Ok((Cow::Owned(image.tile_patches(vit.patch)?), [image.shape[0], side, side]))
+        }
+        (Geometry::Tiles { .. }, _) => Err(Error::internal("prompt", "tiles for a tower that takes none")),
     }
 }
 

@@ -9,7 +9,7 @@ mod score;
 mod stop;
 
 pub use generate::{Completion, Finish, Generation, generate};
-pub use input::{Input, InputImage};
+pub use input::Input;
 pub use philox::{gumbel, philox};
 pub use sampling::Sampling;
 pub use score::{Score, ScoreRequest, score};

@@ -17,7 +17,9 @@ pub(crate) struct Expected {
 #[derive(Deserialize)]
 pub(crate) struct Prompt {
     pub(crate) name: String,
+    pub(crate) messages: serde_json::Value,
     pub(crate) prompt_ids: Vec<u32>,
+    pub(crate) completion: String,
     pub(crate) completion_ids: Vec<u32>,
     pub(crate) logprobs: LogProbs,
     pub(crate) entropy: Vec<f64>,
@@ -58,6 +60,11 @@ impl Case {
             id => vec![id.as_u64().unwrap() as u32],
         }
     }
+}
+
+/// Where the pictures of the prompts are.
+pub(crate) fn images() -> PathBuf {
+    folder("images").join("files")
 }
 
 fn folder(name: &str) -> PathBuf {
