@@ -5,7 +5,12 @@
 //! and exits with 1; a command line that makes no sense exits with 2. A reader that hangs up is no failure.
 
 mod doctor;
+mod generate;
 mod machine;
+mod model;
+mod records;
+mod sampling;
+mod score;
 mod text;
 
 use anyhow::{Context, Result};
@@ -25,6 +30,8 @@ struct CommandLine {
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
     Doctor(doctor::Arguments),
+    Generate(generate::Arguments),
+    Score(score::Arguments),
 }
 
 /// Settings that every verb takes.
@@ -118,6 +125,8 @@ fn run(command_line: &CommandLine) -> Result<()> {
     }
     match &command_line.verb {
         Verb::Doctor(arguments) => doctor::run(arguments, global),
+        Verb::Generate(arguments) => generate::run(arguments, global),
+        Verb::Score(arguments) => score::run(arguments, global),
     }
 }
 

@@ -4,6 +4,7 @@ use super::weights::host_tensor;
 use crate::backend::{Backend, LoraRows};
 use crate::error::{Error, Result};
 use crate::format::TensorView;
+use crate::format::adapter::Adapter as AdapterFile;
 use crate::format::config::DecoderConfig;
 use crate::tensor::{Dtype, Tensor};
 use std::ops::Range;
@@ -71,19 +72,6 @@ pub struct Adapter {
     pairs: Vec<[Option<Pair>; 7]>, // L
 }
 
-/// One low-rank pair as a file holds it.
-#[derive(Debug, Clone, Copy)]
-pub struct FilePair<'a> {
-    /// The linear it belongs to, counted from the decoder: `layers.3.mlp.up_proj`.
-    pub module: &'a str,
-    /// A `[R, K]`.
-    pub a: &'a TensorView,
-    /// B `[N, R]`.
-    pub b: &'a TensorView,
-    /// alpha/r or alpha/√r.
-    pub scale: f32,
-}
-
 /// An adapter and the packed rows it serves.
 #[derive(Debug, Clone)]
 pub struct AdapterRows<'a> {
@@ -95,16 +83,12 @@ pub struct AdapterRows<'a> {
 
 impl Adapter {
     /// Brings a PEFT adapter to the backend; every pair must fit a linear of the decoder.
-    pub fn load<'f>(
-        backend: &dyn Backend,
-        config: &DecoderConfig,
-        file: impl IntoIterator<Item = FilePair<'f>>,
-    ) -> Result<Self> {
+    pub fn load(backend: &dyn Backend, config: &DecoderConfig, file: &AdapterFile) -> Result<Self> {
         let mut pairs: Vec<[Option<Pair>; 7]> = (0..config.layers).map(|_| Default::default()).collect();
         let dtype = if backend.activation() == Dtype::F64 { Dtype::F64 } else { Dtype::F32 };
-        for pair in file {
+        for (module, pair) in file.pairs() {
             let refuse = |what: String| Err(pair.a.fault(what));
-            let Some((layer, projection)) = place(pair.module) else {
+            let Some((layer, projection)) = place(module) else {
                 return refuse(format!(
                     "{} is not a linear of the decoder; only those can carry an adapter here",
                     pair.module
@@ -124,7 +108,7 @@ impl Adapter {
                 ));
             }
             let upload = |view: &TensorView| backend.upload(host_tensor(view, dtype)?);
-            *slot = Some(Pair { a: upload(pair.a)?, b: upload(pair.b)?, scale: pair.scale });
+            *slot = Some(Pair { a: upload(&pair.a)?, b: upload(&pair.b)?, scale: pair.scale as f32 });
         }
         Ok(Adapter { pairs })
     }

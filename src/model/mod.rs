@@ -9,7 +9,7 @@ mod positions;
 mod tower;
 mod weights;
 
-pub use adapter::{Adapter, AdapterRows, FilePair};
+pub use adapter::{Adapter, AdapterRows};
 pub use cache::{KvCache, PAGE, bytes_per_position, pages_for};
 pub use decoder::{Decoder, Workspace};
 pub use packed::{Packed, PlacedImage, Run};
@@ -19,6 +19,7 @@ pub use tower::{PatchedImage, Tower};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::format::Checkpoint;
+use crate::format::adapter::Adapter as AdapterFile;
 use crate::format::config::{ModelConfig, VisionConfig};
 use crate::tensor::{Dtype, Tensor};
 use std::{cell::RefCell, path::Path, sync::Arc};
@@ -81,6 +82,11 @@ impl Model {
             return Err(Error::caller("images", format!("a {:?} model reads no images", self.config.family)));
         };
         tower.encode(&*self.backend, image)
+    }
+
+    /// Brings a PEFT adapter of this model to its backend.
+    pub fn adapter(&self, file: &AdapterFile) -> Result<Adapter> {
+        Adapter::load(&*self.backend, &self.config.decoder, file)
     }
 
     /// Rotary positions of a prompt of `tokens` tokens with images in it.

@@ -1,0 +1,100 @@
+//! Flags that say which model to run, and the model they open.
+
+use super::Global;
+use anyhow::{Context, Result};
+use pellucid::backend::cpu::Cpu;
+use pellucid::engine::{Generation, Input};
+use pellucid::format::adapter::Adapter as AdapterFile;
+use pellucid::format::{GenerationConfig, ModelFolder};
+use pellucid::model::{Adapter, Model};
+use pellucid::prompt::message::ImageReference;
+use pellucid::prompt::reader::{ImageOptions, Reader, Words};
+use pellucid::prompt::template::RenderOptions;
+use pellucid::tensor::Dtype;
+use std::{path::Path, path::PathBuf, sync::Arc};
+
+/// How a model is loaded and how it sees pictures.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Model")]
+pub(crate) struct ModelFlags {
+    /// A PEFT LoRA adapter to apply
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
+
+    /// Compute with weights of this type [default: as in the files, f16 as f32]
+    #[arg(long, value_name = "TYPE")]
+    dtype: Option<WeightType>,
+
+    /// Smallest area of a picture after resizing (Qwen)
+    #[arg(long, value_name = "N")]
+    min_pixels: Option<usize>,
+
+    /// Largest area of a picture after resizing (Qwen)
+    #[arg(long, value_name = "N")]
+    max_pixels: Option<usize>,
+
+    /// Resize pictures as Pillow does, not as torch does
+    #[arg(long)]
+    pil: bool,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum WeightType {
+    Bf16,
+    F32,
+}
+
+/// A model with everything around it.
+pub(crate) struct Opened {
+    pub(crate) model: Model,
+    pub(crate) reader: Reader,
+    pub(crate) adapter: Option<Adapter>,
+    pub(crate) generation: GenerationConfig,
+    end_tokens: Vec<u32>,
+}
+
+impl ModelFlags {
+    /// Opens MODEL: a folder, or a hub id in the offline cache.
+    pub(crate) fn open(&self, model: &str, global: &Global) -> Result<Opened> {
+        let folder = ModelFolder::find(model)?;
+        let backend = Arc::new(Cpu::new(global.threads)?);
+        let dtype = self.dtype.map(|dtype| match dtype {
+            WeightType::Bf16 => Dtype::BF16,
+            WeightType::F32 => Dtype::F32,
+        });
+        let model = Model::load(folder.path(), backend, dtype)?;
+        let adapter = match &self.adapter {
+            Some(path) => Some(model.adapter(&AdapterFile::open(path)?)?),
+            None => None,
+        };
+        let options =
+            ImageOptions { min_pixels: self.min_pixels, max_pixels: self.max_pixels, pil: self.pil };
+        Ok(Opened {
+            reader: Reader::open(&folder, &model.config, options)?,
+            end_tokens: folder.eos(&model.config)?,
+            generation: folder.generation()?,
+            model,
+            adapter,
+        })
+    }
+}
+
+impl Opened {
+    /// A request ready to run.
+    pub(crate) fn input(&self, words: &Words, images: &[ImageReference], base: &Path) -> Result<Input> {
+        let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+        let read = self.reader.read(words, images, base, &options)?;
+        Input::prepare(&self.model, &read).context("cannot prepare the prompt")
+    }
+
+    /// What completions are made with.
+    pub(crate) fn generation(&self, logprobs: bool) -> Generation<'_> {
+        Generation {
+            model: &self.model,
+            tokenizer: self.reader.tokenizer(),
+            adapter: self.adapter.as_ref(),
+            end_tokens: &self.end_tokens,
+            logprobs,
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! JSONL requests: a prompt per line, in the three shapes a prompt can have.
+
+use anyhow::{Context, Result, bail};
+use pellucid::prompt::message::{ImageReference, Message};
+use pellucid::prompt::reader::Words;
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
+use std::{
+    fmt,
+    fs::File,
+    io::{BufRead, BufReader},
+    marker::PhantomData,
+    path::{Path, PathBuf},
+};
+
+/// The longest line that is read; pictures as data URLs are the largest thing one holds.
+const LONGEST: u64 = 1 << 30;
+
+/// The prompt of a request.
+#[derive(Debug, Deserialize)]
+pub(crate) struct PromptRecord {
+    id: Option<Value>,
+    messages: Option<Value>,
+    prompt: Option<String>,
+    prompt_token_ids: Option<Vec<u32>>,
+    #[serde(default)]
+    images: Vec<String>,
+}
+
+impl PromptRecord {
+    /// The id (the line's number where there is none), the words, and the pictures beside them.
+    pub(crate) fn into_parts(self, number: u64) -> Result<(Value, Words, Vec<ImageReference>)> {
+        let words = match (self.messages, self.prompt, self.prompt_token_ids) {
+            (Some(messages), None, None) => Words::Messages(Message::list_from_json(messages)?),
+            (None, Some(text), None) => Words::Text(text),
+            (None, None, Some(ids)) => Words::Ids(ids),
+            _ => bail!("give exactly one of messages, prompt and prompt_token_ids"),
+        };
+        let images =
+            self.images.iter().map(|image| ImageReference::parse(image)).collect::<Result<_, _>>()?;
+        Ok((self.id.unwrap_or(Value::from(number)), words, images))
+    }
+}
+
+/// Where a record stands: `answers.jsonl line 3`.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    file: PathBuf,
+    line: u64,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} line {}", self.file.display(), self.line)
+    }
+}
+
+/// The records of a file, one per line that is not blank.
+pub(crate) struct Lines<R> {
+    reader: BufReader<File>,
+    place: Place,
+    record: PhantomData<R>,
+}
+
+impl<R: DeserializeOwned> Lines<R> {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let place = Place { file: path.to_owned(), line: 0 };
+        Ok(Lines { reader: BufReader::new(file), place, record: PhantomData })
+    }
+
+    /// The next record, or none at the end.
+    fn read(&mut self) -> Result<Option<(Place, R)>> {
+        loop {
+            let mut line = Vec::new();
+            self.place.line += 1;
+            let place = &self.place;
+            let mut limited = std::io::Read::take(&mut self.reader, LONGEST);
+            let read = limited.read_until(b'\n', &mut line).with_context(|| place.to_string())?;
+            if read == 0 {
+                return Ok(None);
+            }
+            if read as u64 == LONGEST {
+                bail!("{place}: longer than {LONGEST} bytes");
+            }
+            if !line.trim_ascii().is_empty() {
+                let record = serde_json::from_slice(&line).with_context(|| place.to_string())?;
+                return Ok(Some((place.clone(), record)));
+            }
+        }
+    }
+}
+
+impl<R: DeserializeOwned> Iterator for Lines<R> {
+    type Item = Result<(Place, R)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.read().transpose()
+    }
+}
