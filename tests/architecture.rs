@@ -12,7 +12,7 @@ use std::{collections::HashMap, fs, path::Path};
 /// Files that may say `allow(unsafe_code)`, and why they must.
 const UNSAFE_FILES: &[(&str, &str)] = &[
     ("src/format/map.rs", "a memory map is sound only while nobody changes the file"),
-    ("src/prompt/image/resize.rs", "calls its loops compiled for AVX2, having asked the processor"),
+    ("src/prompt/image/vectorised.rs", "calls loops compiled for AVX2, having asked the processor"),
 ];
 
 /// Lines a file under `src/` may have; at 400 think of splitting, beyond this the test asks for it.

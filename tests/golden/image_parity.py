@@ -163,9 +163,30 @@ def files(tally, pellucid, rng, count, folder):
                     compare(tally, pellucid, folder, source, kind, "jpeg", **options)
 
 
-def compare(tally, pellucid, folder, image, kind, form, **options):
+        for factors in (0x12, 0x41, 0x14, 0x22):
+            resampled(tally, pellucid, rng, folder, factors)
+
+
+def resampled(tally, pellucid, rng, folder, factors):
+    """Samplings that Pillow does not write: a file whose header is changed to another of as many blocks."""
+    across, down = factors >> 4, factors & 15
+    columns, rows = int(rng.integers(1, 8)), int(rng.integers(1, 8))
+    ours = (2, 1) if across * down == 2 else (2, 2)
     buffer = io.BytesIO()
-    image.save(buffer, form, **options)
+    image = made(rng, columns * 8 * ours[0], rows * 8 * ours[1])
+    image.save(buffer, "jpeg", subsampling="4:2:2" if ours == (2, 1) else "4:2:0")
+    data = bytearray(buffer.getvalue())
+    frame = data.index(b"\xff\xc0") + 5
+    height, width = rows * 8 * down - int(rng.integers(0, 8)), columns * 8 * across - int(rng.integers(0, 8))
+    data[frame:frame + 4] = height.to_bytes(2, "big") + width.to_bytes(2, "big")
+    data[frame + 6] = factors
+    compare(tally, pellucid, folder, image, f"jpeg sampling {across}x{down}", "jpeg", data=bytes(data))
+
+
+def compare(tally, pellucid, folder, image, kind, form, data=None, **options):
+    buffer = io.BytesIO(data)
+    if data is None:
+        image.save(buffer, form, **options)
     path = folder / "file"
     path.write_bytes(buffer.getvalue())
     _, ours = pellucid.ask(path=str(path), layout="rgb")

@@ -5,7 +5,7 @@
 //! which is what Pillow does. Of an animation the first frame counts. A file's claims are checked against
 //! [`Decoder`]'s limits before anything is allocated.
 
-use super::{Rgb, orientation};
+use super::{Rgb, jpeg, orientation};
 use crate::{Error, Result};
 use base64::Engine as _;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
@@ -86,6 +86,12 @@ impl Decoder {
         if bytes.len() as u64 > self.max_bytes {
             return Err(self.too_long(name));
         }
+        if jpeg::recognised(bytes) {
+            let found = jpeg::decode(bytes, |width, height| self.check(width, height))
+                .map_err(|what| Error::file(name, what))?;
+            let wanted = orientation::wanted(found.exif.as_deref(), found.xmp.as_deref());
+            return Ok(orientation::upright(found.image, wanted));
+        }
         let damaged = |error: ImageError| Error::file_because(name, "the image cannot be decoded", error);
         let mut reader = ImageReader::new(Cursor::new(bytes));
         let mut limits = image::Limits::default();
@@ -100,7 +106,7 @@ impl Decoder {
         }
         let mut decoder = reader.into_decoder().map_err(damaged)?;
         let (width, height) = decoder.dimensions();
-        self.check(width, height, name)?;
+        self.check(width, height).map_err(|what| Error::file(name, what))?;
         let exif = decoder.exif_metadata().unwrap_or_default();
         let xmp = decoder.xmp_metadata().unwrap_or_default();
         let colours = decoder.original_color_type();
@@ -110,16 +116,16 @@ impl Decoder {
         Ok(orientation::upright(image, orientation::wanted(exif.as_deref(), xmp.as_deref())))
     }
 
-    fn check(&self, width: u32, height: u32, name: &Path) -> Result<()> {
+    fn check(&self, width: u32, height: u32) -> Result<(), String> {
         let pixels = u64::from(width) * u64::from(height);
         if pixels == 0 {
-            return Err(Error::file(name, format!("the image is empty: {width} x {height} pixels")));
+            return Err(format!("the image is empty: {width} x {height} pixels"));
         }
         if pixels > self.max_pixels {
             let limit = self.max_pixels;
-            let what =
-                format!("{width} x {height} pixels are more than the limit of {limit}; shrink the image");
-            return Err(Error::file(name, what));
+            return Err(format!(
+                "{width} x {height} pixels are more than the limit of {limit}; shrink the image"
+            ));
         }
         Ok(())
     }

@@ -5,11 +5,13 @@
 
 mod decode;
 mod internvl;
+mod jpeg;
 mod normalise;
 mod orientation;
 mod processor;
 mod qwen;
 mod resize;
+mod vectorised;
 
 pub use decode::{Alpha, Decoder};
 pub use processor::{Geometry, ImageProcessor, ProcessedImage};

@@ -6,9 +6,9 @@
 //!
 //! Speed comes from layout: sixteen rows are transposed so that one weight multiplies 48 neighbouring bytes, and
 //! both passes become the same loop, "sum of byte vectors times weights", compiled once more for AVX2.
-#![allow(unsafe_code)] // one call per pass into code compiled for AVX2, after asking the processor
 
 use super::Rgb;
+use super::vectorised::vectorised;
 use rayon::prelude::*;
 use std::borrow::Cow;
 
@@ -158,21 +158,4 @@ fn weigh<'a, const N: usize>(
         }
     }
     sums.map(|sum: i32| (sum >> precision).clamp(0, 255) as u8)
-}
-
-/// Runs `work`, compiled for AVX2 where the processor has it.
-#[inline(always)]
-fn vectorised<R>(work: impl FnOnce() -> R) -> R {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2")]
-        fn avx2<R>(work: impl FnOnce() -> R) -> R {
-            work()
-        }
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: `avx2` may only run on a processor with AVX2; the line above has asked this one.
-            return unsafe { avx2(work) };
-        }
-    }
-    work()
 }
