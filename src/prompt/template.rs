@@ -5,8 +5,8 @@
 //! and may be given, so that a rendering can be repeated. `{% generation %}` blocks stand for their contents.
 //!
 //! A template is code from a stranger. Its steps, its recursion and the size of what it writes are limited and
-//! a panic of the engine becomes an error. One thing is not limited: the memory of a value that a template
-//! keeps doubling without writing it.
+//! a panic of the engine becomes an error. Two things are not limited: the memory of a value that a template
+//! keeps doubling without writing it, and the time one step takes over a long list.
 
 use std::fmt;
 use std::io;
@@ -25,19 +25,18 @@ mod json;
 mod method;
 mod python;
 
-/// Steps of the engine a template may take, and more for each message. The longest published template takes
-/// a few hundred a message.
-const FUEL: u64 = 1_000_000;
-const FUEL_PER_MESSAGE: u64 = 20_000;
+/// Steps of the engine a template may take, and more for each message (published templates take 50 to 300).
+const STEPS: usize = 400_000;
+const STEPS_PER_MESSAGE: usize = 2_000;
+/// Stack for each step: one step can nest a value one deeper, and printing and dropping it recurse. Measured at
+/// most 400 bytes a level.
+const STACK_PER_STEP: usize = 600;
 /// Calls (macros, recursive loops) may be nested this deep: a quarter of it in macros.
 const DEPTH: usize = 200;
 /// Longest text a template may write.
 const MAX_OUTPUT: usize = 64 << 20;
 /// Longest template read from a file.
 const MAX_SOURCE: usize = 4 << 20;
-/// The engine's stack: values nested as deep as [`FUEL`] allows must be dropped on it.
-const STACK: usize = 256 << 20;
-
 /// What a template is rendered with besides the messages.
 #[derive(Clone, Debug, Default)]
 pub struct RenderOptions {
@@ -105,6 +104,8 @@ impl ChatTemplate {
             environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
             environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
             environment.set_recursion_limit(DEPTH);
+            // An error would carry the template's variables, to be dropped on the caller's stack.
+            environment.set_debug(false);
             python::install(&mut environment);
             environment.add_template_owned("chat", source)?;
             Ok(environment)
@@ -116,7 +117,8 @@ impl ChatTemplate {
     /// Renders `messages` (objects as [`super::message::Message::to_template`] makes them).
     pub fn render(&self, messages: &[Json], options: &RenderOptions) -> Result<String> {
         let mut environment = self.environment.clone();
-        environment.set_fuel(Some(FUEL + FUEL_PER_MESSAGE * messages.len() as u64));
+        let steps = STEPS + STEPS_PER_MESSAGE * messages.len();
+        environment.set_fuel(Some(steps as u64));
         let context = self.context(messages, options);
         let mut output = Limited(Vec::new());
         // A thread of its own, because a template may nest values deeper than any caller's stack.
@@ -126,7 +128,7 @@ impl ChatTemplate {
                 rendered.map(|_| ())
             };
             std::thread::Builder::new()
-                .stack_size(STACK)
+                .stack_size(STACK_PER_STEP * steps)
                 .spawn_scoped(scope, work)
                 .map(|thread| thread.join())
         })
