@@ -2,7 +2,10 @@
 #![cfg(feature = "cli")]
 
 use serde_json::Value;
-use std::process::{Command, Stdio};
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+};
 
 /// What one run of the program left behind.
 struct Run {
@@ -73,4 +76,135 @@ fn a_full_disk_is_one_error_and_exits_with_1() {
     let stderr = String::from_utf8(command.stderr).unwrap();
     assert_eq!(command.status.code(), Some(1));
     assert!(stderr.starts_with("error: ") && stderr.lines().count() == 1, "{stderr}");
+}
+
+/// A fixture of `tests/golden` copied to a folder of its own, to be damaged there.
+fn copy(fixture: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("there is room");
+    for entry in std::fs::read_dir(Path::new("tests/golden").join(fixture)).expect("fixtures are there") {
+        let path = entry.expect("can be listed").path();
+        std::fs::copy(&path, folder.path().join(path.file_name().expect("is a file")))
+            .expect("there is room");
+    }
+    folder
+}
+
+/// Rewrites a file of the folder.
+fn damage(folder: &tempfile::TempDir, name: &str, change: impl Fn(Vec<u8>) -> Vec<u8>) {
+    let path = folder.path().join(name);
+    std::fs::write(&path, change(std::fs::read(&path).expect("is there"))).expect("there is room");
+}
+
+/// The same bytes with one text in place of another.
+fn replaced(bytes: &[u8], from: &str, to: &str) -> Vec<u8> {
+    let at = bytes.windows(from.len()).position(|window| window == from.as_bytes()).expect("the text occurs");
+    [&bytes[..at], to.as_bytes(), &bytes[at + from.len()..]].concat()
+}
+
+fn inspect(folder: &tempfile::TempDir) -> Run {
+    pellucid(&["inspect", folder.path().to_str().expect("is text")])
+}
+
+impl Run {
+    /// Asserts one line of error that says all this, and exit code 1.
+    #[track_caller]
+    fn fails_with(&self, parts: &[&str]) {
+        assert_eq!((self.code, self.stderr.lines().count()), (Some(1), 1), "{}", self.stderr);
+        for part in ["error: "].iter().chain(parts) {
+            assert!(self.stderr.contains(part), "{part:?} in {}", self.stderr);
+        }
+    }
+}
+
+#[test]
+fn inspect_finds_every_golden_model_and_adapter_sound() {
+    let mut models = 0;
+    for entry in std::fs::read_dir("tests/golden").unwrap() {
+        let folder = entry.unwrap().path().join("model");
+        if folder.join("config.json").exists() {
+            let json = pellucid(&["inspect", "--json", folder.to_str().unwrap()]).json();
+            let sum = |shares: &Value| {
+                shares.as_array().unwrap().iter().map(|s| s["bytes"].as_u64().unwrap()).sum::<u64>()
+            };
+            assert_eq!(json["bytes"], sum(&json["parts"]), "{folder:?}");
+            assert_eq!(json["bytes"], sum(&json["dtypes"]), "{folder:?}");
+            assert_eq!(json["non_finite"], serde_json::json!([]), "{folder:?}");
+            assert!(
+                json["parts"].as_array().unwrap().iter().all(|part| part["name"] != "other"),
+                "{folder:?}"
+            );
+            models += 1;
+        }
+    }
+    assert!(models > 3);
+    let json = pellucid(&["inspect", "--json", "tests/golden/adapters/names"]).json();
+    assert_eq!((&json["kind"], &json["zero_pairs"]), (&"adapter".into(), &0.into()));
+}
+
+#[test]
+fn inspect_plans_memory_for_the_context_asked_for() {
+    let plan = |context: &str| {
+        let run = pellucid(&["inspect", "--json", "tests/golden/qwen2/model", "--context", context]);
+        run.json()["memory"].clone()
+    };
+    let (short, long) = (plan("64"), plan("6400"));
+    // 2 (keys and values) x 2 layers x 2 heads of 16 x 2 bytes
+    assert_eq!(short["kv_bytes_per_token"], 256);
+    assert_eq!((&short["kv_bytes"], &long["kv_bytes"]), (&(64 * 256).into(), &(6400 * 256).into()));
+}
+
+#[test]
+fn inspect_lists_all_that_is_wrong_and_fails() {
+    let folder = copy("qwen2/model");
+    damage(&folder, "model.safetensors", |bytes| {
+        let mut bytes =
+            replaced(&bytes, "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.UP_proj.weight");
+        let end = bytes.len();
+        bytes[end - 2..].fill(0xff);
+        bytes
+    });
+    let run = inspect(&folder);
+    for line in [
+        "tensor model.layers.0.mlp.up_proj.weight: missing",
+        "model.layers.0.mlp.UP_proj.weight",
+        "1 NaN, 0 infinite",
+    ] {
+        assert!(run.stdout.contains(line), "{line} in {}", run.stdout);
+    }
+    run.fails_with(&["up_proj.weight: missing", "and 2 more"]);
+}
+
+#[test]
+fn an_untrained_adapter_is_called_so() {
+    let folder = copy("adapters/names");
+    assert!(!inspect(&folder).stdout.contains("untrained"));
+    damage(&folder, "adapter_model.safetensors", |mut bytes| {
+        let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        bytes[8 + header..].fill(0);
+        bytes
+    });
+    assert!(inspect(&folder).stdout.contains("untrained"));
+}
+
+#[test]
+fn unusable_input_is_one_error_that_names_it() {
+    pellucid(&["inspect", "no/such folder"]).fails_with(&["no/such folder"]);
+    pellucid(&["inspect", "Cargo.toml"]).fails_with(&["Cargo.toml", "is a file"]);
+    pellucid(&["inspect", "tests"]).fails_with(&["tests", "neither config.json nor adapter_config.json"]);
+
+    let broken = |name: &str, change: &dyn Fn(Vec<u8>) -> Vec<u8>| {
+        let folder = copy("qwen2/model");
+        damage(&folder, name, change);
+        inspect(&folder)
+    };
+    broken("model.safetensors", &|bytes| bytes[..bytes.len() / 2].to_vec())
+        .fails_with(&["model.safetensors"]);
+    broken("model.safetensors", &|_| Vec::new()).fails_with(&["model.safetensors"]);
+    broken("config.json", &|bytes| bytes[..bytes.len() / 2].to_vec()).fails_with(&["config.json"]);
+    let renamed = |bytes: Vec<u8>| replaced(&bytes, "\"model_type\": \"qwen2\"", "\"model_type\": \"mamba\"");
+    broken("config.json", &renamed).fails_with(&["config.json", "mamba"]);
+
+    let folder = copy("qwen2/model");
+    std::fs::remove_file(folder.path().join("model.safetensors")).unwrap();
+    inspect(&folder).fails_with(&["model.safetensors"]);
 }

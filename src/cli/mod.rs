@@ -6,6 +6,7 @@
 
 mod doctor;
 mod generate;
+mod inspect;
 mod machine;
 mod model;
 mod records;
@@ -30,6 +31,7 @@ struct CommandLine {
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
     Doctor(doctor::Arguments),
+    Inspect(inspect::Arguments),
     Generate(generate::Arguments),
     Score(score::Arguments),
 }
@@ -127,6 +129,7 @@ fn run(command_line: &CommandLine) -> Result<()> {
         Verb::Doctor(arguments) => doctor::run(arguments, global),
         Verb::Generate(arguments) => generate::run(arguments, global),
         Verb::Score(arguments) => score::run(arguments, global),
+        Verb::Inspect(arguments) => inspect::run(arguments, global),
     }
 }
 

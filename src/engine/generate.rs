@@ -8,7 +8,7 @@ use crate::model::{Adapter, AdapterRows, Model, Run, pages_for};
 use crate::prompt::tokenizer::Tokenizer;
 
 /// Tokens per forward pass while the prompt is read; bounds the work space, changes no bit.
-const CHUNK: usize = 1024;
+pub const PREFILL_CHUNK: usize = 1024;
 
 /// Why a completion ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +83,7 @@ pub fn generate(
     let mut start = 0;
     let mut met_stop = false;
     let finish = loop {
-        let end = tokens.len().min(start + CHUNK);
+        let end = tokens.len().min(start + PREFILL_CHUNK);
         let run = Run {
             tokens: &tokens[start..end],
             start,

@@ -8,7 +8,7 @@ mod sampling;
 mod score;
 mod stop;
 
-pub use generate::{Completion, Finish, Generation, generate};
+pub use generate::{Completion, Finish, Generation, PREFILL_CHUNK, generate};
 pub use input::Input;
 pub use philox::{gumbel, philox};
 pub use sampling::Sampling;

@@ -291,6 +291,14 @@ impl Block {
     }
 }
 
+/// Bytes of a [`Workspace`] per row of activations in `dtype`.
+pub fn workspace_bytes_per_row(config: &DecoderConfig, dtype: Dtype) -> usize {
+    let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+    let head_normed = if config.qk_norm { queries } else { 0 };
+    let widths = [2 * config.hidden, 2 * queries, 2 * keys, head_normed, config.ffn];
+    widths.iter().sum::<usize>() * dtype.size()
+}
+
 impl Workspace {
     fn fit(&mut self, config: &DecoderConfig, rows: usize) -> Result<()> {
         let (heads, kv_heads, width) = (config.heads, config.kv_heads, config.head_dim);

@@ -11,7 +11,7 @@ mod weights;
 
 pub use adapter::{Adapter, AdapterRows};
 pub use cache::{KvCache, PAGE, bytes_per_position, pages_for};
-pub use decoder::{Decoder, Workspace};
+pub use decoder::{Decoder, Workspace, workspace_bytes_per_row};
 pub use packed::{Packed, PlacedImage, Run};
 pub use positions::{ImagePlace, Positions};
 pub use tower::{PatchedImage, Tower};
