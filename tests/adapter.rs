@@ -1,6 +1,6 @@
 //! LoRA adapters against PEFT: what it wrote is read as it computes it, what is written here it reads.
 
-#![allow(clippy::unwrap_used)]
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use pellucid::format::Adapter;
 use pellucid::format::adapter::{AdapterConfig, ModuleSet, Pattern, canonical_module, write_adapter};

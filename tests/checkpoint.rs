@@ -1,6 +1,6 @@
 //! Checkpoints on disk, whole and broken: what is read, what it costs, and what each fault is called.
 
-#![allow(clippy::unwrap_used)]
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use half::{bf16, f16};
 use pellucid::format::{Checkpoint, FileDtype, NonFinite, non_finite};

@@ -82,11 +82,6 @@ impl<'a> Object<'a> {
         self.map.iter()
     }
 
-    /// The file this object was read from.
-    pub(crate) fn file(&self) -> &'a Path {
-        self.file
-    }
-
     /// An error about `key` of this object.
     pub(crate) fn fault(&self, key: &str, what: impl std::fmt::Display) -> Error {
         Error::file(self.file, format!("{}{key}: {what}", self.at))

@@ -1,99 +1,48 @@
-"""LoRA adapters as PEFT itself writes and reads them.
-
-    python tests/golden/adapters.py                makes the fixtures beside this file, in adapters/
-    python tests/golden/adapters.py --read DIR     has PEFT load the adapter in DIR and prints what it makes of it
-
-Both tell, for each adapted module, its rank, its scale and what it adds to the weight, so that `tests/adapter.rs`
-can hold the Rust reader to what PEFT computes, and PEFT to what the Rust writer wrote.
-"""
+"""LoRA adapters on the golden checkpoints, written by peft, and what the adapted models compute."""
 
 import json
-import os
-import shutil
-import sys
-import warnings
-from pathlib import Path
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
-HERE = Path(__file__).resolve().parent
-
-# The ways a configuration can name modules and set their strength.
-CASES = {
-    "names": dict(r=4, lora_alpha=8, target_modules=["q_proj", "mlp.down_proj"]),
-    "expression": dict(
-        r=4,
-        lora_alpha=6,
-        use_rslora=True,
-        target_modules=r".*\.(self_attn\.[qko]_proj|mlp\.\w+_proj)",
-        exclude_modules=["mlp.gate_proj", "model.layers.1.self_attn.k_proj"],
-        rank_pattern={r"layers\.1\.mlp\.\w+_proj": 2, r"^model\.layers\.0\.self_attn\.q_proj": 3, "q_proj": 5},
-        alpha_pattern={"k_proj": 16, r"self_attn\.\w+": 2},
-    ),
-    "everything": dict(r=2, lora_alpha=3, target_modules="all-linear"),
-    "one_layer": dict(r=2, lora_alpha=2, target_modules=["o_proj", "up_proj"], layers_to_transform=[1]),
-}
+import checkpoint
+import reference
+import weights
+from files import write_json
 
 
-def tiny_model():
-    config = Qwen2Config(
-        vocab_size=32,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(0)
-    return Qwen2ForCausalLM(config)
+def write(case, name, model, folder):
+    """An adapter with live matrices on both sides, in peft's files."""
+    adapted = get_peft_model(checkpoint.load(model, torch.float32), LoraConfig(task_type="CAUSAL_LM", **case.adapter))
+    with torch.no_grad():
+        for key, parameter in adapted.named_parameters():
+            if "lora_" in key:
+                deviation = 0.06 if "lora_B" in key else parameter.shape[1] ** -0.5
+                random = weights.generator(case.seed, key).standard_normal(tuple(parameter.shape))
+                parameter.copy_(torch.from_numpy(deviation * random))
+    adapted.peft_config["default"].base_model_name_or_path = name
+    adapted.save_pretrained(folder)
+    (folder / "README.md").unlink()
+    config = json.loads((folder / "adapter_config.json").read_text())
+    if isinstance(config["target_modules"], list):
+        config["target_modules"].sort()  # peft writes a set, in any order
+    write_json(folder / "adapter_config.json", config)
 
 
-def described(model):
-    """What the adapter does to each module of `model`."""
-    linear, adapted = [], {}
-    for name, module in model.base_model.model.named_modules():
-        if hasattr(module, "lora_A"):
-            linear.append(name)
-            delta = module.get_delta_weight("default")
-            adapted[name] = {
-                "rank": module.r["default"],
-                "scale": module.scaling["default"],
-                "shape": list(delta.shape),
-                "first_row": delta[0].tolist(),
-                "sum": delta.sum().item(),
-            }
-        elif isinstance(module, torch.nn.Linear) and "lora_" not in name and not name.endswith("base_layer"):
-            linear.append(name)
-    return {"linear": linear, "adapted": adapted}
+def load(model, folder):
+    """The adapted model in the three ways of computing; peft keeps the adapter itself in f32."""
+    kinds = {
+        "f32": checkpoint.load(model, torch.float32),
+        "bf16": checkpoint.load(model, torch.bfloat16),
+        "bf16_truth": checkpoint.round_to_bf16(checkpoint.load(model, torch.float32)),
+    }
+    return {kind: PeftModel.from_pretrained(base, folder).eval() for kind, base in kinds.items()}
 
 
-def make(folder, settings):
-    model = get_peft_model(tiny_model(), LoraConfig(task_type="CAUSAL_LM", **settings))
-    torch.manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(parameter, std=0.5)
-    shutil.rmtree(folder, ignore_errors=True)
-    model.save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)
-    (folder / "expected.json").write_text(json.dumps(described(model)) + "\n")
-
-
-def read(folder):
-    # PEFT only warns of tensors it misses; here none may be missing.
-    warnings.simplefilter("error", UserWarning)
-    print(json.dumps(described(PeftModel.from_pretrained(tiny_model(), folder))))
-
-
-if __name__ == "__main__":
-    if sys.argv[1:2] == ["--read"]:
-        read(sys.argv[2])
-    else:
-        for case, settings in CASES.items():
-            make(HERE / "adapters" / case, settings)
+def describe(model, folder, processor, prompts, expected):
+    """Scores under the adapter of the completions already described."""
+    models = load(model, folder)
+    for (messages, _), plain in zip(prompts.values(), expected, strict=True):
+        prompt, answer = processor.prompt(messages), plain["completion_ids"]
+        scores = {kind: reference.score(adapted, prompt, answer)["logprobs"] for kind, adapted in models.items()}
+        plain["adapter_logprobs"] = {kind: reference.rounded(score) for kind, score in scores.items()}

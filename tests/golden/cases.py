@@ -86,6 +86,7 @@ class Case:
     generation: dict = field(default_factory=dict)
     processor: dict = field(default_factory=dict)  # file name -> content
     stored_names: list = field(default_factory=list)  # (pattern, replacement): from transformers 5 names to the file's
+    adapter: dict = field(default_factory=dict)  # arguments of peft.LoraConfig
 
 
 QWEN_ENDS = {"bos_token_id": "<|endoftext|>", "eos_token_id": ["<|im_end|>", "<|endoftext|>"]}
@@ -310,6 +311,27 @@ INTERNVL3 = {
     "vision_feature_layer": -1,
     "vision_feature_select_strategy": "default",
 }
+# InternVL3 38B and 78B have another tower: root mean square norms, normed queries and keys, no biases on them
+INTERNVL3_LARGE = {
+    **INTERNVL3,
+    "text_config": {
+        **INTERNVL3["text_config"],
+        "hidden_size": 32,
+        "intermediate_size": 56,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+        "num_key_value_heads": 1,
+    },
+    "vision_config": {
+        **INTERNVL3["vision_config"],
+        "attention_bias": False,
+        "hidden_size": 48,
+        "intermediate_size": 64,
+        "norm_type": "rms_norm",
+        "num_attention_heads": 3,
+        "use_qk_norm": True,
+    },
+}
 
 
 def qwen_processor(model, patch, least, most):
@@ -359,6 +381,10 @@ INTERNVL_NAMES = [
 CASES = {
     "qwen2": Case(
         seed=2, tokenizer="qwen2", config=QWEN2, generation={"repetition_penalty": 1.1, **QWEN_ENDS},
+        adapter={
+            "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj"],
+            "rank_pattern": {"q_proj": 8, "layers.1.mlp.down_proj": 2}, "alpha_pattern": {"k_proj": 3, r".*\.0\..*o_proj": 20},
+        },
     ),
     "qwen2_5": Case(
         seed=2, tokenizer="qwen2",
@@ -382,9 +408,18 @@ CASES = {
         seed=13, tokenizer="qwen_vl", config=QWEN2_5_VL, shards=2, prompts=IMAGE_PROMPTS,
         generation={"repetition_penalty": 1.05, **QWEN_ENDS},
         processor=qwen_processor("Qwen2_5_VL", 8, 1024, 12544), stored_names=QWEN_VL_NAMES,
+        adapter={
+            "r": 6, "lora_alpha": 12, "use_rslora": True,
+            "target_modules": r".*language_model.*\.(q_proj|v_proj|up_proj|down_proj)",
+        },
     ),
     "internvl3": Case(
         seed=3, tokenizer="internvl", config=INTERNVL3, prompts=IMAGE_PROMPTS,
+        generation={"eos_token_id": "<|im_end|>"}, processor=INTERNVL_PROCESSOR, stored_names=INTERNVL_NAMES,
+    ),
+    "internvl3_large": Case(
+        seed=1, tokenizer="internvl", config=INTERNVL3_LARGE,
+        prompts={name: IMAGE_PROMPTS[name] for name in ("text", "one", "tall")},
         generation={"eos_token_id": "<|im_end|>"}, processor=INTERNVL_PROCESSOR, stored_names=INTERNVL_NAMES,
     ),
 }  # fmt: skip

@@ -18,6 +18,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+import adapters
 import checkpoint
 import compare
 import pictures
@@ -73,6 +74,9 @@ def make_case(name, folder):
         expected, more = describe(prompt, messages, completion, processor, models)
         prompts.append(expected)
         arrays |= more
+    if case.adapter:
+        adapters.write(case, name, folder / "model", folder / "adapter")
+        adapters.describe(folder / "model", folder / "adapter", processor, case.prompts, prompts)
     for file in sorted(processor.seen):
         arrays |= reference.picture(file, processor, models["f32"])
     versions = {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__}

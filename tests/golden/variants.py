@@ -40,6 +40,7 @@ INTERNVL_ORIGINAL = [
     (r"^vision_tower\.embeddings\.position_embeddings$", "vision_model.embeddings.position_embedding"),
     (r"^vision_tower\.embeddings\.patch_embeddings\.projection\.", "vision_model.embeddings.patch_embedding."),
     (r"^vision_tower\.encoder\.layer\.(\d+)\.attention\.[qkv]_proj\.", r"vision_model.encoder.layers.\1.attn.qkv."),
+    (r"^vision_tower\.encoder\.layer\.(\d+)\.attention\.([qk])_norm\.", r"vision_model.encoder.layers.\1.attn.\2_norm."),
     (r"^vision_tower\.encoder\.layer\.(\d+)\.attention\.projection_layer\.", r"vision_model.encoder.layers.\1.attn.proj."),
     (r"^vision_tower\.encoder\.layer\.(\d+)\.layernorm_before\.", r"vision_model.encoder.layers.\1.norm1."),
     (r"^vision_tower\.encoder\.layer\.(\d+)\.layernorm_after\.", r"vision_model.encoder.layers.\1.norm2."),

@@ -15,7 +15,7 @@ pub use vision::{InternVit, NormKind, QwenTower, Tiling, VisionConfig};
 
 use super::json::{Document, Object};
 use super::weights::FileDtype;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use decoder::Defaults;
 use std::path::Path;
 
@@ -119,13 +119,16 @@ fn family_of(root: &Object) -> Result<(&'static str, Family)> {
     if let Some(&(name, _, family)) = known {
         return Ok((name, family));
     }
-    let asked = match (model_type, architectures.first()) {
-        (Some(model_type), _) => format!("model_type: {model_type:?} is not supported"),
-        (None, Some(architecture)) => format!("architectures: {architecture:?} is not supported"),
-        (None, None) => "names neither model_type nor architectures".to_owned(),
-    };
     let supported = SUPPORTED.map(|(name, ..)| name).join(", ");
-    Err(Error::file(root.file(), format!("{asked}; supported are {supported}")))
+    Err(match (model_type, architectures.first()) {
+        (Some(other), _) => {
+            root.fault("model_type", format!("{other:?} is not supported; supported are {supported}"))
+        }
+        (None, Some(other)) => {
+            root.fault("architectures", format!("{other:?} is not supported; supported are {supported}"))
+        }
+        (None, None) => root.fault("model_type", format!("missing; supported are {supported}")),
+    })
 }
 
 fn text_model(root: &Object, family: Family) -> Result<ModelConfig> {
