@@ -49,11 +49,11 @@ pub fn parse(file: &[u8]) -> Result<Vec<Entry>, String> {
 /// Checks every tensor's place in `data` bytes that begin at byte `start` of the file.
 fn place(infos: Vec<(String, TensorInfo)>, start: usize, data: usize) -> Result<Vec<Entry>, String> {
     let mut names = HashSet::new();
+    if let Some((twin, _)) = infos.iter().find(|(name, _)| !names.insert(name)) {
+        return Err(format!("tensor {twin}: listed twice in the header"));
+    }
     for (name, info) in &infos {
         let (begin, end) = info.data_offsets;
-        if !names.insert(name.as_str()) {
-            return Err(format!("tensor {name}: listed twice in the header"));
-        }
         if end < begin {
             return Err(format!("tensor {name}: data offsets {begin}..{end} run backwards"));
         }
