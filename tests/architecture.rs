@@ -11,6 +11,8 @@ use std::{collections::HashMap, fs, path::Path};
 
 /// Files that may say `allow(unsafe_code)`, and why they must.
 const UNSAFE_FILES: &[(&str, &str)] = &[
+    ("src/backend/cpu/avx2.rs", "vector instructions, behind a proof that the processor has them"),
+    ("src/backend/cpu/avx512.rs", "vector instructions, behind a proof that the processor has them"),
     ("src/format/map.rs", "a memory map is sound only while nobody changes the file"),
     ("src/prompt/image/vectorised.rs", "calls loops compiled for AVX2, having asked the processor"),
 ];

@@ -1,19 +1,195 @@
-//! The embedded default and the reference.
+//! The embedded default: f32 activations, bf16 or f32 weights used where they lie, vectors and threads.
+//!
+//! Everything fast is written once over a small set of vector operations ([`isa`]) and compiled per
+//! instruction set; the best one the processor has is chosen at run time (`PELLUCID_CPU` forces another).
+//! Threads own tiles of an output and never share a sum, so their number cannot change a bit.
 
-use super::plain::Plain;
-use crate::error::Result;
+mod attention;
+mod dot;
+mod head;
+mod isa;
+mod linear;
+mod math;
+mod norm;
+mod portable;
+mod rows;
+mod tile;
+mod values;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+use super::{Activation, Backend, Epilogue, Linear, LogProbs, Pages, Rope, plain::Plain};
+use crate::{
+    error::{Error, Result},
+    tensor::{Dtype, Tensor},
+};
+use isa::Level;
+use rayon::prelude::*;
 
 /// The CPU backend.
-pub type Cpu = Plain<f32>;
+#[derive(Debug)]
+pub struct Cpu {
+    level: Level,
+    threads: usize,
+    pool: rayon::ThreadPool,
+}
 
 impl Cpu {
     /// The backend with this many threads, or one per core.
-    pub fn new(_threads: Option<usize>) -> Result<Self> {
-        Ok(Plain::default())
+    pub fn new(threads: Option<usize>) -> Result<Self> {
+        Cpu::with_instructions(threads, None)
+    }
+
+    /// The backend with one of [`Cpu::instruction_sets`].
+    pub fn with_instructions(threads: Option<usize>, instructions: Option<&str>) -> Result<Self> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads.unwrap_or(0))
+            .thread_name(|at| format!("pellucid-{at}"))
+            .build()
+            .map_err(|source| Error::machine_because("cpu", "threads could not be started", source))?;
+        Ok(Cpu { level: Level::choose(instructions)?, threads: pool.current_num_threads(), pool })
+    }
+
+    /// The instruction sets this processor has kernels for, the best last.
+    pub fn instruction_sets() -> Vec<&'static str> {
+        Level::available().iter().map(Level::name).collect()
     }
 
     /// The same ops in f64, for tests.
     pub fn oracle() -> Plain<f64> {
         Plain::default()
+    }
+
+    /// Does each piece of work, on all threads if there is more than one.
+    fn spread<T: Send>(&self, pieces: Vec<T>, work: impl Fn(T) + Sync + Send) {
+        if pieces.len() < 2 || self.threads == 1 {
+            return pieces.into_iter().for_each(work);
+        }
+        self.install(|| pieces.into_par_iter().with_max_len(1).for_each(work));
+    }
+
+    fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.pool.install(work)
+    }
+}
+
+impl Backend for Cpu {
+    fn describe(&self) -> String {
+        format!("cpu, {} kernels, {} threads", self.level.name(), self.threads)
+    }
+
+    fn activation(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn alloc(&self, dtype: Dtype, shape: &[usize]) -> Result<Tensor> {
+        Tensor::zeros(dtype, shape)
+    }
+
+    fn upload(&self, host: Tensor) -> Result<Tensor> {
+        Ok(host)
+    }
+
+    fn download(&self, tensor: &Tensor) -> Result<Tensor> {
+        Ok(tensor.clone())
+    }
+
+    fn gather_rows(&self, out: &mut Tensor, table: &Tensor, rows: &Tensor) -> Result<()> {
+        rows::gather_rows(out, table, rows)
+    }
+
+    fn scatter_rows(&self, out: &mut Tensor, source: &Tensor, rows: &Tensor) -> Result<()> {
+        rows::scatter_rows(out, source, rows)
+    }
+
+    fn linear(
+        &self,
+        out: &mut Tensor,
+        x: &Tensor,
+        linear: &Linear<'_>,
+        epilogue: Epilogue<'_>,
+    ) -> Result<()> {
+        linear::linear(self, out, x, linear, epilogue)
+    }
+
+    fn gated_linear(
+        &self,
+        out: &mut Tensor,
+        x: &Tensor,
+        gate: &Linear<'_>,
+        up: &Linear<'_>,
+        activation: Activation,
+    ) -> Result<()> {
+        linear::gated_linear(self, out, x, gate, up, activation)
+    }
+
+    fn rms_norm(&self, out: &mut Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<()> {
+        norm::rms_norm(self, out, x, weight, eps)
+    }
+
+    fn layer_norm(
+        &self,
+        out: &mut Tensor,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        eps: f32,
+    ) -> Result<()> {
+        norm::layer_norm(self, out, x, weight, bias, eps)
+    }
+
+    fn rope(&self, x: &mut Tensor, positions: &Tensor, rope: &Rope, inverse: bool) -> Result<()> {
+        norm::rope(self, x, positions, rope, inverse)
+    }
+
+    fn attention(
+        &self,
+        out: &mut Tensor,
+        lse: Option<&mut Tensor>,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        starts: &Tensor,
+        causal: bool,
+        scale: f32,
+    ) -> Result<()> {
+        attention::attention(self, out, lse, q, k, v, starts, causal, scale)
+    }
+
+    fn kv_append(
+        &self,
+        k_pool: &mut Tensor,
+        v_pool: &mut Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        slots: &Tensor,
+    ) -> Result<()> {
+        rows::kv_append(k_pool, v_pool, k, v, slots)
+    }
+
+    fn paged_attention(
+        &self,
+        out: &mut Tensor,
+        lse: Option<&mut Tensor>,
+        q: &Tensor,
+        k_pool: &Tensor,
+        v_pool: &Tensor,
+        pages: &Pages<'_>,
+        scale: f32,
+    ) -> Result<()> {
+        attention::paged_attention(self, out, lse, q, k_pool, v_pool, pages, scale)
+    }
+
+    fn logprobs(
+        &self,
+        out: &mut LogProbs,
+        hidden: &Tensor,
+        weight: &Tensor,
+        targets: &Tensor,
+        temperature: f32,
+    ) -> Result<()> {
+        head::logprobs(self, out, hidden, weight, targets, temperature)
     }
 }

@@ -1,0 +1,113 @@
+//! AVX-512 with bf16 dot products: one vector is one register.
+#![allow(unsafe_code)]
+
+use super::isa::{COLUMNS, Isa, LANES};
+use half::bf16;
+use std::arch::x86_64::*;
+
+/// Proof that the processor has AVX-512 F, BW, DQ, VL and BF16, and AVX2 and FMA.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Avx512(());
+
+impl Avx512 {
+    pub(super) fn detect() -> Option<Self> {
+        (is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512bf16")
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma"))
+        .then_some(Avx512(()))
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+fn run<R>(work: impl FnOnce() -> R) -> R {
+    work()
+}
+
+// In each block below, SAFETY stands for this: the instructions exist because `self` does, which only
+// `detect` makes; and memory is reached through references to arrays of the full vector length.
+impl Isa for Avx512 {
+    type Lanes = __m512;
+    type Pairs = __m512bh;
+    const ROWS: usize = 6;
+
+    #[inline(always)]
+    fn run<R>(self, work: impl FnOnce() -> R) -> R {
+        // SAFETY: `self` proves the features.
+        unsafe { run(work) }
+    }
+
+    #[inline(always)]
+    fn zero(self) -> __m512 {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_setzero_ps() }
+    }
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> __m512 {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_set1_ps(value) }
+    }
+
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> __m512 {
+        // SAFETY: `self` proves the features; the reference covers the 64 bytes read.
+        unsafe { _mm512_loadu_ps(from.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn widen(self, from: &[bf16; LANES]) -> __m512 {
+        // SAFETY: `self` proves the features; the reference covers the 32 bytes read.
+        unsafe {
+            let narrow = _mm256_loadu_si256(from.as_ptr().cast());
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(narrow)))
+        }
+    }
+
+    #[inline(always)]
+    fn store(self, lanes: __m512, to: &mut [f32; LANES]) {
+        // SAFETY: `self` proves the features; the reference covers the 64 bytes written.
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), lanes) }
+    }
+
+    #[inline(always)]
+    fn multiply_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn pairs(self, from: &[bf16; 2 * LANES]) -> __m512bh {
+        // SAFETY: `self` proves the features; the reference covers the 64 bytes read; both vector types
+        // are 512 plain bits.
+        unsafe { std::mem::transmute(_mm512_loadu_si512(from.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn add_products(self, sums: __m512, a: __m512bh, b: __m512bh) -> __m512 {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_dpbf16_ps(sums, a, b) }
+    }
+
+    #[inline(always)]
+    fn sums(self, [a, b, c, d]: [__m512; COLUMNS]) -> [f32; COLUMNS] {
+        // Two transposing additions leave a, b, c, d in each quarter; the quarters are then added.
+        // SAFETY: `self` proves the features; the array covers the 16 bytes written.
+        unsafe {
+            let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+            let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+            let low = _mm512_shuffle_ps::<0b01_00_01_00>(ab, cd);
+            let high = _mm512_shuffle_ps::<0b11_10_11_10>(ab, cd);
+            let quarters = _mm512_add_ps(low, high);
+            let halves =
+                _mm256_add_ps(_mm512_castps512_ps256(quarters), _mm512_extractf32x8_ps::<1>(quarters));
+            let sums = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves));
+            let mut out = [0.0; COLUMNS];
+            _mm_storeu_ps(out.as_mut_ptr(), sums);
+            out
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Dot products of many rows with many rows: the one loop behind linears, attention scores and the head.
+//!
+//! Every product x[t]·w[n] is summed in the same order wherever it stands: steps of one vector into one
+//! vector of sums, chunk after chunk of the inner axis, each chunk closed by the same tree. Blocks of
+//! rows and columns only decide how often a loaded vector is used, so one row alone, a row among five
+//! hundred and a row at a block's ragged edge have the same bits.
+
+use super::isa::{COLUMNS, Isa, LANES};
+use crate::tensor::Element;
+use half::bf16;
+use std::{array::from_fn, ops::Range};
+
+/// Elements of the inner axis summed before a reduction: four rows of them stay in the first cache.
+const CHUNK: usize = 2048;
+
+/// An element type with dot products.
+pub(super) trait Operand: Element {
+    /// What one step reads of one row.
+    type Step;
+    /// The same in registers.
+    type Loaded<I: Isa>: Copy;
+    /// Whole steps of a row, and what is left.
+    fn steps(row: &[Self]) -> (&[Self::Step], &[Self]);
+    /// The rest of a row, completed by zeros.
+    fn padded(rest: &[Self]) -> Self::Step;
+    fn load<I: Isa>(isa: I, step: &Self::Step) -> Self::Loaded<I>;
+    fn multiply_add<I: Isa>(isa: I, sums: I::Lanes, a: Self::Loaded<I>, b: Self::Loaded<I>) -> I::Lanes;
+    /// 16 values as f32 lanes.
+    fn widen<I: Isa>(isa: I, from: &[Self; LANES]) -> I::Lanes;
+}
+
+impl Operand for f32 {
+    type Step = [f32; LANES];
+    type Loaded<I: Isa> = I::Lanes;
+
+    #[inline(always)]
+    fn steps(row: &[f32]) -> (&[Self::Step], &[f32]) {
+        row.as_chunks()
+    }
+
+    #[inline(always)]
+    fn padded(rest: &[f32]) -> Self::Step {
+        from_fn(|at| rest.get(at).copied().unwrap_or(0.0))
+    }
+
+    #[inline(always)]
+    fn load<I: Isa>(isa: I, step: &Self::Step) -> I::Lanes {
+        isa.load(step)
+    }
+
+    #[inline(always)]
+    fn multiply_add<I: Isa>(isa: I, sums: I::Lanes, a: I::Lanes, b: I::Lanes) -> I::Lanes {
+        isa.multiply_add(a, b, sums)
+    }
+
+    #[inline(always)]
+    fn widen<I: Isa>(isa: I, from: &[f32; LANES]) -> I::Lanes {
+        isa.load(from)
+    }
+}
+
+impl Operand for bf16 {
+    type Step = [bf16; 2 * LANES];
+    type Loaded<I: Isa> = I::Pairs;
+
+    #[inline(always)]
+    fn steps(row: &[bf16]) -> (&[Self::Step], &[bf16]) {
+        row.as_chunks()
+    }
+
+    #[inline(always)]
+    fn padded(rest: &[bf16]) -> Self::Step {
+        from_fn(|at| rest.get(at).copied().unwrap_or(bf16::ZERO))
+    }
+
+    #[inline(always)]
+    fn load<I: Isa>(isa: I, step: &Self::Step) -> I::Pairs {
+        isa.pairs(step)
+    }
+
+    #[inline(always)]
+    fn multiply_add<I: Isa>(isa: I, sums: I::Lanes, a: I::Pairs, b: I::Pairs) -> I::Lanes {
+        isa.add_products(sums, a, b)
+    }
+
+    #[inline(always)]
+    fn widen<I: Isa>(isa: I, from: &[bf16; LANES]) -> I::Lanes {
+        isa.widen(from)
+    }
+}
+
+/// All products of M rows with four columns, over one chunk.
+#[inline(always)]
+fn block<I: Isa, E: Operand, const M: usize>(
+    isa: I,
+    x: [&[E]; M],
+    w: [&[E]; COLUMNS],
+) -> [[f32; COLUMNS]; M] {
+    let (x, x_rest): ([_; M], [_; M]) = unzip(x.map(E::steps));
+    let (w, w_rest): ([_; COLUMNS], [_; COLUMNS]) = unzip(w.map(E::steps));
+    let steps = w[0].len();
+    // Equal lengths, said once, so that the loop needs no bounds checks.
+    let (x, w) = (x.map(|row| &row[..steps]), w.map(|row| &row[..steps]));
+    let mut sums = [[isa.zero(); COLUMNS]; M];
+    for step in 0..steps {
+        let w: [_; COLUMNS] = from_fn(|n| E::load(isa, &w[n][step]));
+        for m in 0..M {
+            let x = E::load(isa, &x[m][step]);
+            for n in 0..COLUMNS {
+                sums[m][n] = E::multiply_add(isa, sums[m][n], x, w[n]);
+            }
+        }
+    }
+    if !w_rest[0].is_empty() {
+        let w: [_; COLUMNS] = from_fn(|n| E::load(isa, &E::padded(w_rest[n])));
+        for m in 0..M {
+            let x = E::load(isa, &E::padded(x_rest[m]));
+            for n in 0..COLUMNS {
+                sums[m][n] = E::multiply_add(isa, sums[m][n], x, w[n]);
+            }
+        }
+    }
+    sums.map(|row| isa.sums(row))
+}
+
+#[inline(always)]
+fn unzip<A: Copy, B: Copy, const M: usize>(pairs: [(A, B); M]) -> ([A; M], [B; M]) {
+    (pairs.map(|(a, _)| a), pairs.map(|(_, b)| b))
+}
+
+/// out[t, n] = x[t]·w[n], with all rows of one length. A function of its own, compiled once per
+/// instruction set and type: it is large, and called from everywhere.
+#[inline(never)]
+pub(super) fn products<I: Isa, E: Operand>(isa: I, out: &mut [f32], x: &[&[E]], w: &[&[E]]) {
+    let inner = x.first().map_or(0, |row| row.len());
+    if inner == 0 {
+        return out.fill(0.0);
+    }
+    isa.run(
+        #[inline(always)]
+        || {
+            for start in (0..inner).step_by(CHUNK) {
+                chunk_products(isa, out, x, w, start..inner.min(start + CHUNK));
+            }
+        },
+    );
+}
+
+#[inline(always)]
+fn chunk_products<I: Isa, E: Operand>(isa: I, out: &mut [f32], x: &[&[E]], w: &[&[E]], chunk: Range<usize>) {
+    let (columns, first) = (w.len(), chunk.start == 0);
+    for column in (0..columns).step_by(COLUMNS) {
+        // A ragged edge repeats the last column and drops the copies' sums.
+        let w = from_fn(|n| &w[(column + n).min(columns - 1)][chunk.clone()]);
+        let width = COLUMNS.min(columns - column);
+        for (block_row, x) in x.chunks(I::ROWS).enumerate() {
+            let to = &mut out[block_row * I::ROWS * columns + column..];
+            let row = |m: usize| &x[m][chunk.clone()];
+            match x.len() {
+                1 => put(to, columns, width, first, block::<I, E, 1>(isa, from_fn(row), w)),
+                2 => put(to, columns, width, first, block::<I, E, 2>(isa, from_fn(row), w)),
+                3 => put(to, columns, width, first, block::<I, E, 3>(isa, from_fn(row), w)),
+                4 => put(to, columns, width, first, block::<I, E, 4>(isa, from_fn(row), w)),
+                5 => put(to, columns, width, first, block::<I, E, 5>(isa, from_fn(row), w)),
+                _ => put(to, columns, width, first, block::<I, E, 6>(isa, from_fn(row), w)),
+            }
+        }
+    }
+}
+
+/// The first chunk's sums are written, later ones added.
+#[inline(always)]
+fn put<const M: usize>(to: &mut [f32], stride: usize, width: usize, first: bool, sums: [[f32; COLUMNS]; M]) {
+    for (m, sums) in sums.iter().enumerate() {
+        let to = &mut to[m * stride..][..width];
+        for (to, &sum) in to.iter_mut().zip(sums) {
+            *to = if first { sum } else { *to + sum };
+        }
+    }
+}

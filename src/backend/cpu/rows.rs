@@ -1,0 +1,90 @@
+//! Moving rows: embeddings, image features, keys and values into their pages.
+
+use super::math;
+use crate::{
+    backend::check,
+    error::{Error, Result},
+    tensor::{Dtype, Tensor},
+};
+use half::bf16;
+
+/// See [`crate::backend::Backend::gather_rows`].
+pub(super) fn gather_rows(out: &mut Tensor, table: &Tensor, rows: &Tensor) -> Result<()> {
+    const OP: &str = "gather_rows";
+    check::gather_rows(out, table, rows)?;
+    let rows = check::indices(OP, "rows", rows, table.rows())?;
+    let moves = rows.iter().enumerate().map(|(to, &from)| (to, from as usize));
+    copy(OP, out, table, table.row_len(), moves)
+}
+
+/// See [`crate::backend::Backend::scatter_rows`].
+pub(super) fn scatter_rows(out: &mut Tensor, source: &Tensor, rows: &Tensor) -> Result<()> {
+    const OP: &str = "scatter_rows";
+    check::scatter_rows(out, source, rows)?;
+    let rows = check::indices(OP, "rows", rows, out.rows())?;
+    let moves = rows.iter().enumerate().map(|(from, &to)| (to as usize, from));
+    copy(OP, out, source, source.row_len(), moves)
+}
+
+/// See [`crate::backend::Backend::kv_append`].
+pub(super) fn kv_append(
+    k_pool: &mut Tensor,
+    v_pool: &mut Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    slots: &Tensor,
+) -> Result<()> {
+    const OP: &str = "kv_append";
+    let pool = check::kv_append(k_pool, v_pool, k, v, slots)?;
+    let slots = check::indices(OP, "slots", slots, pool.pages * pool.page_len)?;
+    let moves = || {
+        slots.iter().enumerate().flat_map(|(row, &slot)| {
+            let (page, offset) = (slot as usize / pool.page_len, slot as usize % pool.page_len);
+            (0..pool.kv_heads).map(move |head| {
+                let to = (page * pool.kv_heads + head) * pool.page_len + offset;
+                (to, row * pool.kv_heads + head)
+            })
+        })
+    };
+    copy(OP, k_pool, k, pool.head_dim, moves())?;
+    copy(OP, v_pool, v, pool.head_dim, moves())
+}
+
+/// Copies pieces of `len` elements, by number: (to, from).
+fn copy(
+    op: &'static str,
+    out: &mut Tensor,
+    source: &Tensor,
+    len: usize,
+    moves: impl Iterator<Item = (usize, usize)>,
+) -> Result<()> {
+    fn each<A: Copy, B>(
+        out: &mut [B],
+        source: &[A],
+        len: usize,
+        moves: impl Iterator<Item = (usize, usize)>,
+        convert: impl Fn(A) -> B,
+    ) {
+        for (to, from) in moves {
+            let (out, source) = (&mut out[to * len..][..len], &source[from * len..][..len]);
+            out.iter_mut().zip(source).for_each(|(out, &value)| *out = convert(value));
+        }
+    }
+    match (source.dtype(), out.dtype()) {
+        (Dtype::F32, Dtype::F32) => each(out.as_mut_slice()?, source.as_slice::<f32>()?, len, moves, |v| v),
+        (Dtype::BF16, Dtype::BF16) => {
+            each(out.as_mut_slice()?, source.as_slice::<bf16>()?, len, moves, |v| v)
+        }
+        (Dtype::BF16, Dtype::F32) => {
+            each(out.as_mut_slice()?, source.as_slice::<bf16>()?, len, moves, bf16::to_f32);
+        }
+        (Dtype::F32, Dtype::BF16) => {
+            each(out.as_mut_slice()?, source.as_slice::<f32>()?, len, moves, math::narrow);
+        }
+        (from, to) => {
+            let what = format!("{from} rows do not become {to} rows, the cpu backend moves f32 and bf16");
+            return Err(Error::caller(op, what));
+        }
+    }
+    Ok(())
+}
