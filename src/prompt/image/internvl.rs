@@ -5,8 +5,8 @@
 //! own preprocessing agree on all of this; theirs resizes with Pillow, and divides bytes by 255 in f32 where
 //! transformers multiplies by 1/255 in f64, which is a last-bit difference.
 
+use super::Rgb;
 use super::normalise::Table;
-use super::{Arithmetic, Rgb, resize};
 use rayon::prelude::*;
 
 /// The geometry of an InternVL image tower's input.
@@ -51,16 +51,6 @@ impl Tiling {
             .collect();
         grids.sort_by_key(|(columns, rows)| columns * rows);
         grids
-    }
-
-    /// The image stretched over its grid and, where there is to be one, the thumbnail.
-    pub(super) fn resize(&self, image: &Rgb, arithmetic: Arithmetic) -> Vec<Rgb> {
-        let (columns, rows) = self.grid(image.width, image.height);
-        let mut sizes = vec![(columns * self.side, rows * self.side)];
-        if self.thumbnail && columns * rows > 1 {
-            sizes.push((self.side, self.side));
-        }
-        sizes.into_iter().map(|(width, height)| resize::bicubic(image, width, height, arithmetic)).collect()
     }
 
     /// `canvases` cut into tiles. [tiles, 3, side, side]

@@ -3,7 +3,7 @@
 use super::internvl::Tiling;
 use super::normalise::{self, Table};
 use super::qwen::Qwen;
-use super::{Arithmetic, Rgb};
+use super::{Arithmetic, Rgb, bicubic};
 use crate::format::{ImageProcessorConfig, PatchLayout, Resample};
 use crate::{Error, Result};
 
@@ -90,35 +90,49 @@ impl ImageProcessor {
         Ok(Self { layout, arithmetic, table: normalise::table(config.rescale, config.normalize, arithmetic) })
     }
 
-    /// Resizes, cuts and normalises `image`.
-    pub fn process(&self, image: &Rgb) -> Result<ProcessedImage> {
-        match &self.layout {
+    /// How an image of `width` x `height` pixels will lie, and how many tokens it will take.
+    pub fn measure(&self, width: usize, height: usize) -> Result<(Geometry, usize)> {
+        if width == 0 || height == 0 {
+            return Err(Error::caller("measure image", format!("{width} x {height} pixels are no image")));
+        }
+        Ok(match &self.layout {
             Layout::Qwen(qwen) => {
-                let canvas = qwen.resize(image, self.arithmetic)?;
-                let grid = qwen.grid(canvas.width, canvas.height);
-                let patches = grid.iter().product::<usize>();
-                Ok(ProcessedImage {
-                    pixels: qwen.patches(&canvas, &self.table),
-                    shape: vec![patches, qwen.patch_values()],
-                    geometry: Geometry::Patches { grid },
-                    tokens: patches / (qwen.merge * qwen.merge),
-                    hash: self.digest(&[qwen.patch, qwen.merge, qwen.temporal], &[canvas]),
-                })
+                let (width, height) = qwen.target(width, height)?;
+                let grid = [1, height / qwen.patch, width / qwen.patch];
+                (Geometry::Patches { grid }, grid[1] * grid[2] / (qwen.merge * qwen.merge))
             }
             Layout::InternVl { tiling, tokens_per_tile } => {
-                let canvases = tiling.resize(image, self.arithmetic);
-                let (columns, rows) = tiling.grid(image.width, image.height);
-                let thumbnail = canvases.len() > 1;
+                let (columns, rows) = tiling.grid(width, height);
+                let thumbnail = tiling.thumbnail && columns * rows > 1;
                 let tiles = columns * rows + usize::from(thumbnail);
-                Ok(ProcessedImage {
-                    pixels: tiling.tiles(&canvases, &self.table),
-                    shape: vec![tiles, 3, tiling.side, tiling.side],
-                    geometry: Geometry::Tiles { columns, rows, thumbnail },
-                    tokens: tiles * tokens_per_tile,
-                    hash: self.digest(&[tiling.side], &canvases),
-                })
+                (Geometry::Tiles { columns, rows, thumbnail }, tiles * tokens_per_tile)
             }
-        }
+        })
+    }
+
+    /// Resizes, cuts and normalises `image`.
+    pub fn process(&self, image: &Rgb) -> Result<ProcessedImage> {
+        let (geometry, tokens) = self.measure(image.width, image.height)?;
+        let resized = |width, height| bicubic(image, width, height, self.arithmetic);
+        let (pixels, shape, hash) = match (&self.layout, geometry) {
+            (Layout::Qwen(qwen), Geometry::Patches { grid: [time, down, across] }) => {
+                let canvas = resized(across * qwen.patch, down * qwen.patch);
+                let shape = vec![time * down * across, qwen.patch_values()];
+                let pixels = qwen.patches(&canvas, &self.table);
+                (pixels, shape, self.digest(&[qwen.patch, qwen.merge, qwen.temporal], &[canvas]))
+            }
+            (Layout::InternVl { tiling, .. }, Geometry::Tiles { columns, rows, thumbnail }) => {
+                let side = tiling.side;
+                let mut canvases = vec![resized(columns * side, rows * side)];
+                if thumbnail {
+                    canvases.push(resized(side, side));
+                }
+                let shape = vec![columns * rows + usize::from(thumbnail), 3, side, side];
+                (tiling.tiles(&canvases, &self.table), shape, self.digest(&[side], &canvases))
+            }
+            _ => return Err(Error::internal("process image", "a layout was measured as another")),
+        };
+        Ok(ProcessedImage { pixels, shape, geometry, tokens, hash })
     }
 
     /// Digests what the output is a function of: the cutting, the table, and the resized bytes (a twelfth to a

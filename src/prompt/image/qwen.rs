@@ -4,8 +4,8 @@
 //! of 28 with about its own area (within limits) and its patches are listed block by block, the four of a
 //! merge together.
 
+use super::Rgb;
 use super::normalise::Table;
-use super::{Arithmetic, Rgb, resize};
 use crate::{Error, Result};
 use rayon::prelude::*;
 
@@ -25,19 +25,13 @@ pub(super) struct Qwen {
 }
 
 impl Qwen {
-    /// The size `(width, height)` an image is resized to: the reference's `smart_resize`.
+    /// The size `(width, height)` that an image (not an empty one) is resized to: the reference's `smart_resize`.
     pub(super) fn target(&self, width: usize, height: usize) -> Result<(usize, usize)> {
         let factor = (self.patch * self.merge) as f64;
         let (w, h) = (width as f64, height as f64);
-        if width == 0 || height == 0 {
-            return Err(Error::caller(
-                "resize image",
-                format!("an image of {width} x {height} pixels is empty"),
-            ));
-        }
         if w.max(h) / w.min(h) > 200.0 {
             let what = format!("{width} x {height} pixels is more than 200 times as long as wide; crop it");
-            return Err(Error::caller("resize image", what));
+            return Err(Error::caller("measure image", what));
         }
         let round = |length: f64| (length / factor).round_ties_even() * factor;
         let (mut new_w, mut new_h) = (round(w), round(h));
@@ -54,19 +48,9 @@ impl Qwen {
         Ok((new_w.max(factor) as usize, new_h.max(factor) as usize))
     }
 
-    /// Patches across and down of an image resized to `width` x `height`.
-    pub(super) fn grid(&self, width: usize, height: usize) -> [usize; 3] {
-        [1, height / self.patch, width / self.patch]
-    }
-
     /// Values in a patch.
     pub(super) fn patch_values(&self) -> usize {
         3 * self.temporal * self.patch * self.patch
-    }
-
-    pub(super) fn resize(&self, image: &Rgb, arithmetic: Arithmetic) -> Result<Rgb> {
-        let (width, height) = self.target(image.width, image.height)?;
-        Ok(resize::bicubic(image, width, height, arithmetic))
     }
 
     /// `canvas` as rows of patches: [h/m, w/m, m, m] patches of [3, temporal, patch, patch] values.
