@@ -7,8 +7,10 @@ mod support;
 
 use pellucid::backend::{Backend, cpu::Cpu};
 use pellucid::engine::{Finish, Generation, Input, Sampling, Score, ScoreRequest, generate, score};
+use pellucid::format::adapter::Adapter;
 use pellucid::format::{Checkpoint, ModelFolder};
 use pellucid::model::Model;
+use pellucid::prompt::image::Arithmetic;
 use pellucid::prompt::message::Message;
 use pellucid::prompt::reader::{ImageOptions, ReadPrompt, Reader, Words};
 use pellucid::prompt::template::RenderOptions;
@@ -16,8 +18,17 @@ use pellucid::tensor::Dtype;
 use std::{path::Path, sync::Arc};
 use support::golden::{Case, Prompt, images};
 
-const CASES: [&str; 8] =
-    ["qwen2", "qwen2_5", "qwen3", "llama3", "smollm2", "qwen2_vl", "qwen2_5_vl", "internvl3"];
+const CASES: [&str; 9] = [
+    "qwen2",
+    "qwen2_5",
+    "qwen3",
+    "llama3",
+    "smollm2",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "internvl3",
+    "internvl3_large",
+];
 
 /// A model with its reader.
 struct Loaded {
@@ -27,9 +38,12 @@ struct Loaded {
 
 impl Loaded {
     fn new(case: &Case, backend: Arc<dyn Backend>, dtype: Dtype) -> Self {
-        let model = Model::load(&case.model(), backend, Some(dtype)).unwrap();
-        let reader =
-            Reader::open(&ModelFolder::at(case.model()), &model.config, ImageOptions::default()).unwrap();
+        Self::at(&case.model(), backend, dtype, ImageOptions::default())
+    }
+
+    fn at(folder: &Path, backend: Arc<dyn Backend>, dtype: Dtype, images: ImageOptions) -> Self {
+        let model = Model::load(folder, backend, Some(dtype)).unwrap();
+        let reader = Reader::open(&ModelFolder::at(folder), &model.config, images).unwrap();
         Loaded { model, reader }
     }
 
@@ -164,6 +178,57 @@ fn scores_do_not_depend_on_the_batch_or_the_chunking() {
             assert_eq!(together, alone, "{} with passes of {budget}", case.name);
         }
     }
+}
+
+/// Other writers' configs, file layouts and tensor names hold the same model.
+#[test]
+fn variants_are_the_same_models() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut seen = 0;
+    for case in CASES.map(Case::read) {
+        for (variant, folder) in case.variants(scratch.path()) {
+            // InternVL's authors resize with Pillow; what is expected here comes from transformers.
+            let images = ImageOptions { arithmetic: Some(Arithmetic::Torch), ..ImageOptions::default() };
+            let loaded = Loaded::at(&folder, cpu(), Dtype::F32, images);
+            for prompt in &case.expected.prompts {
+                let name = format!("{} as {variant}: {}", case.name, prompt.name);
+                assert_eq!(loaded.read(prompt).prompt.tokens, prompt.prompt_ids, "{name}");
+                let far = distance(&loaded.score(prompt).logprobs, &prompt.logprobs.f32);
+                assert!(far <= 1e-4, "{name}: log-probs differ by {far:e}");
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen >= CASES.len(), "only {seen} variants");
+}
+
+#[test]
+fn adapters_give_the_logprobs_of_peft() {
+    let mut seen = 0;
+    for case in CASES.map(Case::read) {
+        for (dtype, allowed) in [(Dtype::F32, None), (Dtype::BF16, Some(3.0))] {
+            let loaded = Loaded::new(&case, cpu(), dtype);
+            for prompt in &case.expected.prompts {
+                let Some(expected) = &prompt.adapter_logprobs else { continue };
+                let adapter = loaded.model.adapter(&Adapter::open(&case.adapter()).unwrap()).unwrap();
+                let request = [loaded.request(prompt)];
+                let scored = score(&loaded.model, Some(&adapter), &request, 1.0, 4096).unwrap().remove(0);
+                let (truth, limit) = match allowed {
+                    None => (&expected.f32, 1e-4),
+                    Some(factor) => {
+                        let theirs: Vec<f32> = expected.bf16.iter().map(|&logp| logp as f32).collect();
+                        (&expected.bf16_truth, factor * distance(&theirs, &expected.bf16_truth))
+                    }
+                };
+                let far = distance(&scored.logprobs, truth);
+                assert!(far <= limit, "{} {} {dtype}: off by {far:e}", case.name, prompt.name);
+                let base = distance(&loaded.score(prompt).logprobs, truth);
+                assert!(base > 0.1, "{} {}: the adapter changes next to nothing", case.name, prompt.name);
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 0);
 }
 
 /// Every tensor of every fixture has its place.

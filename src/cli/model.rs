@@ -7,6 +7,7 @@ use pellucid::engine::{Generation, Input};
 use pellucid::format::adapter::Adapter as AdapterFile;
 use pellucid::format::{GenerationConfig, ModelFolder};
 use pellucid::model::{Adapter, Model};
+use pellucid::prompt::image::Arithmetic;
 use pellucid::prompt::message::ImageReference;
 use pellucid::prompt::reader::{ImageOptions, Reader, Words};
 use pellucid::prompt::template::RenderOptions;
@@ -33,9 +34,18 @@ pub(crate) struct ModelFlags {
     #[arg(long, value_name = "N")]
     max_pixels: Option<usize>,
 
-    /// Resize pictures as Pillow does, not as torch does
-    #[arg(long)]
-    pil: bool,
+    /// Whose arithmetic resizes pictures [default: the one the checkpoint's processor uses]
+    #[arg(long, value_name = "WHOSE")]
+    pixels: Option<PixelArithmetic>,
+}
+
+/// Two reference processors differ in a few pixels; models were trained on one of them.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum PixelArithmetic {
+    /// transformers' default ("fast") processors
+    Torch,
+    /// Pillow, as in older transformers and InternVL's own code
+    Pillow,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -67,8 +77,11 @@ impl ModelFlags {
             Some(path) => Some(model.adapter(&AdapterFile::open(path)?)?),
             None => None,
         };
-        let options =
-            ImageOptions { min_pixels: self.min_pixels, max_pixels: self.max_pixels, pil: self.pil };
+        let arithmetic = self.pixels.map(|whose| match whose {
+            PixelArithmetic::Torch => Arithmetic::Torch,
+            PixelArithmetic::Pillow => Arithmetic::Pil,
+        });
+        let options = ImageOptions { min_pixels: self.min_pixels, max_pixels: self.max_pixels, arithmetic };
         Ok(Opened {
             reader: Reader::open(&folder, &model.config, options)?,
             end_tokens: folder.eos(&model.config)?,

@@ -2,7 +2,7 @@
 //! and its image processor, found and put together once.
 
 use super::expand::{ImageMarkup, Prompt, Prompter};
-use super::image::{Decoder, ImageProcessor, ProcessedImage};
+use super::image::{Arithmetic, Decoder, ImageProcessor, ProcessedImage};
 use super::message::{ImageReference, Message, images};
 use super::template::{ChatTemplate, RenderOptions};
 use super::tokenizer::Tokenizer;
@@ -38,8 +38,8 @@ pub struct ImageOptions {
     pub min_pixels: Option<usize>,
     /// Largest area of a picture after resizing, where the model takes any size.
     pub max_pixels: Option<usize>,
-    /// Follow Pillow's arithmetic instead of torch's.
-    pub pil: bool,
+    /// Whose arithmetic to follow, instead of the checkpoint's own choice.
+    pub arithmetic: Option<Arithmetic>,
 }
 
 /// Reads requests for one checkpoint.
@@ -112,7 +112,9 @@ impl Reader {
 }
 
 fn with_options(mut settings: ImageProcessorConfig, options: ImageOptions) -> Result<ImageProcessorConfig> {
-    settings.pil |= options.pil;
+    if let Some(arithmetic) = options.arithmetic {
+        settings.pil = arithmetic == Arithmetic::Pil;
+    }
     match &mut settings.layout {
         PatchLayout::Flexible { min_pixels, max_pixels, .. } => {
             *min_pixels = options.min_pixels.unwrap_or(*min_pixels);

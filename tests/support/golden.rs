@@ -1,7 +1,11 @@
 //! Reading the golden fixtures.
 
+use pellucid::format::Checkpoint;
 use serde::Deserialize;
-use std::path::PathBuf;
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 /// One case of `tests/golden`.
 pub(crate) struct Case {
@@ -22,6 +26,8 @@ pub(crate) struct Prompt {
     pub(crate) completion: String,
     pub(crate) completion_ids: Vec<u32>,
     pub(crate) logprobs: LogProbs,
+    /// With the case's adapter on, where it has one.
+    pub(crate) adapter_logprobs: Option<LogProbs>,
     pub(crate) entropy: Vec<f64>,
     pub(crate) greedy: Greedy,
 }
@@ -50,6 +56,45 @@ impl Case {
 
     pub(crate) fn model(&self) -> PathBuf {
         folder(self.name).join("model")
+    }
+
+    /// The folder of the case's adapter.
+    pub(crate) fn adapter(&self) -> PathBuf {
+        folder(self.name).join("adapter")
+    }
+
+    /// The model as other writers lay it out: names, and folders made in `scratch`.
+    pub(crate) fn variants(&self, scratch: &Path) -> Vec<(String, PathBuf)> {
+        let Ok(entries) = std::fs::read_dir(folder(self.name).join("variants")) else { return Vec::new() };
+        let entries = entries.map(|entry| entry.unwrap());
+        entries.map(|entry| entry.path()).map(|from| self.variant(&from, scratch)).collect()
+    }
+
+    fn variant(&self, from: &Path, scratch: &Path) -> (String, PathBuf) {
+        let name = from.file_name().unwrap().to_string_lossy().into_owned();
+        let to = scratch.join(format!("{}-{name}", self.name));
+        std::fs::create_dir(&to).unwrap();
+        for file in std::fs::read_dir(from).unwrap().map(|entry| entry.unwrap()) {
+            std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
+        }
+        let table = std::fs::read_to_string(to.join("tensors.json")).unwrap();
+        let table: BTreeMap<String, Vec<String>> = serde_json::from_str(&table).unwrap();
+        let checkpoint = Checkpoint::open(&self.model()).unwrap();
+        let joined: Vec<_> = table
+            .iter()
+            .map(|(name, parts)| {
+                let parts: Vec<_> = parts.iter().map(|part| checkpoint.view(part).unwrap()).collect();
+                let bytes: Vec<u8> = parts.iter().flat_map(|part| part.bytes().to_vec()).collect();
+                let mut shape = parts[0].shape().to_vec();
+                shape[0] = parts.iter().map(|part| part.shape()[0]).sum();
+                (name, parts[0].dtype(), shape, bytes)
+            })
+            .collect();
+        let views = joined.iter().map(|(name, dtype, shape, bytes)| {
+            (name, safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+        });
+        safetensors::serialize_to_file(views, None, &to.join("model.safetensors")).unwrap();
+        (name, to)
     }
 
     pub(crate) fn end_tokens(&self) -> Vec<u32> {
