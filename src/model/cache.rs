@@ -3,9 +3,9 @@
 //! A pool per block, `[N, G, P, D]`, so that one page of one head is contiguous. Who owns which page is
 //! decided elsewhere; this only holds the memory and turns positions into slots.
 
-use super::decoder::Decoder;
 use crate::backend::{Backend, SPLIT};
 use crate::error::{Error, Result};
+use crate::format::config::DecoderConfig;
 use crate::tensor::{Dtype, Tensor};
 
 /// `P`, positions per page. Splits of the attention begin on page boundaries.
@@ -26,12 +26,9 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// Room for `pages` pages of the decoder's keys and values: bf16 where its weights are bf16, the
-    /// activation dtype otherwise.
-    pub fn new(backend: &dyn Backend, decoder: &Decoder, pages: usize) -> Result<Self> {
-        let config = decoder.config();
+    /// Room for `pages` pages of a decoder's keys and values.
+    pub fn new(backend: &dyn Backend, config: &DecoderConfig, dtype: Dtype, pages: usize) -> Result<Self> {
         let shape = [pages, config.kv_heads, PAGE, config.head_dim];
-        let dtype = decoder.cache_dtype(backend);
         let pools = || (0..config.layers).map(|_| backend.alloc(dtype, &shape)).collect::<Result<Vec<_>>>();
         Ok(KvCache { keys: pools()?, values: pools()?, pages })
     }
@@ -43,7 +40,7 @@ impl KvCache {
 }
 
 /// Bytes of keys and values per token position.
-pub fn bytes_per_position(config: &crate::format::config::DecoderConfig, dtype: Dtype) -> usize {
+pub fn bytes_per_position(config: &DecoderConfig, dtype: Dtype) -> usize {
     2 * config.layers * config.kv_heads * config.head_dim * dtype.size()
 }
 

@@ -6,7 +6,7 @@ use super::cache::KvCache;
 use super::packed::{Packed, Run, place_images};
 use super::positions::{axes, decoder_rope};
 use super::weights::{Bias, LinearWeights, Loader};
-use crate::backend::{Activation, Backend, Epilogue, LogProbs, Pages, Rope};
+use crate::backend::{Activation, Backend, Epilogue, Linear, LogProbs, Pages, Rope};
 use crate::error::{Error, Result};
 use crate::format::config::DecoderConfig;
 use crate::tensor::{Dtype, Tensor};
@@ -86,7 +86,8 @@ impl Decoder {
         &self.config
     }
 
-    /// The dtype its key/value cache has on `backend`.
+    /// The dtype its key/value cache has on `backend`: bf16 where its weights are bf16, the activation dtype
+    /// otherwise.
     pub fn cache_dtype(&self, backend: &dyn Backend) -> Dtype {
         match self.embedding.dtype() {
             Dtype::BF16 => Dtype::BF16,
@@ -220,8 +221,8 @@ impl Decoder {
     /// Logits `[B, V]` of normed rows `[B, C]`.
     pub fn logits(&self, backend: &dyn Backend, normed: &Tensor) -> Result<Tensor> {
         let mut out = backend.alloc(backend.activation(), &[normed.rows(), self.config.vocab])?;
-        let head = LinearRef { weight: self.head() };
-        backend.linear(&mut out, normed, &head.plain(), Epilogue::Store)?;
+        let head = Linear { weight: self.head(), bias: None, lora: &[] };
+        backend.linear(&mut out, normed, &head, Epilogue::Store)?;
         Ok(out)
     }
 
@@ -245,16 +246,6 @@ impl Decoder {
         };
         backend.logprobs(&mut out, normed, self.head(), &targets, temperature)?;
         Ok(out)
-    }
-}
-
-struct LinearRef<'a> {
-    weight: &'a Tensor,
-}
-
-impl<'a> LinearRef<'a> {
-    fn plain(&self) -> crate::backend::Linear<'a> {
-        crate::backend::Linear { weight: self.weight, bias: None, lora: &[] }
     }
 }
 

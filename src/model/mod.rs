@@ -99,7 +99,7 @@ impl Model {
 
     /// A key/value cache of `pages` pages.
     pub fn cache(&self, pages: usize) -> Result<KvCache> {
-        KvCache::new(&*self.backend, &self.decoder, pages)
+        KvCache::new(&*self.backend, self.decoder.config(), self.decoder.cache_dtype(&*self.backend), pages)
     }
 
     /// Work space for forward passes.
