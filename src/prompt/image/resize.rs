@@ -151,11 +151,15 @@ fn weigh<'a, const N: usize>(
     inputs: impl Iterator<Item = (&'a [u8; N], &'a i32)>,
     precision: u32,
 ) -> [u8; N] {
-    let mut sums = [1 << (precision - 1); N];
+    let mut sums = [1i32 << (precision - 1); N];
     for (bytes, &weight) in inputs {
         for (sum, &byte) in sums.iter_mut().zip(bytes) {
             *sum += weight * i32::from(byte);
         }
     }
-    sums.map(|sum: i32| (sum >> precision).clamp(0, 255) as u8)
+    let mut bytes = [0; N];
+    for (byte, sum) in bytes.iter_mut().zip(sums) {
+        *byte = (sum >> precision).clamp(0, 255) as u8;
+    }
+    bytes
 }

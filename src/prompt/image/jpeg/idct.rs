@@ -47,7 +47,13 @@ fn inverse(block: &[i16; 64], quantiser: &[u16; 64]) -> [[u8; 8]; 8] {
     });
     let columns = pass(input, CONSTANT - BETWEEN);
     let rows = pass(transposed(columns), CONSTANT + BETWEEN + 3);
-    transposed(rows).map(|row| row.map(|sample| centred(sample.0)))
+    let mut samples = [[0; 8]; 8];
+    for (row, line) in samples.iter_mut().enumerate() {
+        for (sample, column) in line.iter_mut().zip(&rows) {
+            *sample = centred(column[row].0);
+        }
+    }
+    samples
 }
 
 #[inline(always)]
