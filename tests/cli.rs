@@ -208,3 +208,71 @@ fn unusable_input_is_one_error_that_names_it() {
     std::fs::remove_file(folder.path().join("model.safetensors")).unwrap();
     inspect(&folder).fails_with(&["model.safetensors"]);
 }
+
+const MODEL: &str = "tests/golden/qwen2/model";
+
+#[test]
+fn generate_streams_the_text_that_its_record_holds() {
+    let generate = |more: &[&str]| {
+        let arguments = ["generate", MODEL, "--prompt", "Hello", "--max_tokens", "12", "--seed", "3"];
+        pellucid(&[&arguments, more].concat())
+    };
+    let record = generate(&["--json", "--quiet"]).json();
+    assert_eq!(record["token_ids"].as_array().unwrap().len(), record["logprobs"].as_array().unwrap().len());
+    assert_eq!(record["seed"], 3);
+    let streamed = generate(&[]);
+    assert_eq!(
+        streamed.stdout.trim_end_matches('\n'),
+        record["text"].as_str().unwrap().trim_end_matches('\n')
+    );
+    assert!(streamed.stderr.contains("prompt tokens"), "{}", streamed.stderr);
+    // Neither the number of threads nor another run changes a bit of it.
+    assert_eq!(generate(&["--json", "--quiet", "--threads", "1"]).json(), record);
+    assert_eq!(generate(&["--json", "--quiet", "--threads", "3"]).json(), record);
+}
+
+#[test]
+fn generate_refuses_what_it_cannot_do_in_one_line() {
+    let generate =
+        |more: &[&str]| pellucid(&[&["generate", MODEL, "--prompt", "Hello", "--quiet"], more].concat());
+    generate(&["--image", "tests/golden/images/files/absent.png"]).fails_with(&["image"]);
+    generate(&["--adapter", "tests"]).fails_with(&["tests/adapter_config.json"]);
+    generate(&["--temperature=-1"]).fails_with(&["temperature"]);
+    let vision = ["generate", "tests/golden/qwen2_vl/model", "--prompt", "Hello", "--image"];
+    pellucid(&[&vision[..], &["tests/absent.png"]].concat()).fails_with(&["tests/absent.png"]);
+    pellucid(&[&vision[..], &["Cargo.toml"]].concat()).fails_with(&["Cargo.toml"]);
+}
+
+#[test]
+fn score_answers_every_line_and_names_the_line_it_cannot_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let score = |lines: &str| {
+        std::fs::write(at("in.jsonl"), lines).unwrap();
+        pellucid(&[
+            "score",
+            "--json",
+            "--model",
+            MODEL,
+            "--input",
+            &at("in.jsonl"),
+            "--output",
+            &at("out.jsonl"),
+        ])
+    };
+    let good = r#"{"id": "a", "prompt": "Hello", "completion": " there"}"#;
+    let ids = r#"{"prompt_token_ids": [1, 2], "completion_token_ids": [3, 4, 5]}"#;
+    let summary = score(&format!("{good}\n\n{ids}\n")).json();
+    let written = std::fs::read_to_string(at("out.jsonl")).unwrap();
+    let records: Vec<Value> = written.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((records.len(), &records[0]["id"], &summary["sequences"]), (2, &"a".into(), &2.into()));
+    for record in &records {
+        let length = |key: &str| record[key].as_array().unwrap().len();
+        let lengths = ["logprobs", "greedy", "entropy"].map(length);
+        assert_eq!(lengths, [length("completion_token_ids"); 3]);
+        assert!(record["logprobs"].as_array().unwrap().iter().all(|logp| logp.as_f64().unwrap() <= 0.0));
+    }
+    score(&format!("{good}\n{{\"prompt")).fails_with(&["in.jsonl line 2"]);
+    score(r#"{"prompt": "Hello"}"#).fails_with(&["in.jsonl line 1", "completion"]);
+    score(r#"{"prompt_token_ids": [1], "completion_token_ids": [999999]}"#).fails_with(&["999999"]);
+}

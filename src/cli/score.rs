@@ -102,7 +102,8 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     bar.finish_and_clear();
     let mean = totals.logp / totals.tokens.max(1) as f64;
     if global.json {
-        println!("{}", json!({"sequences": totals.sequences, "tokens": totals.tokens, "mean_logprob": mean}));
+        let summary = json!({"sequences": totals.sequences, "tokens": totals.tokens, "mean_logprob": mean});
+        writeln!(std::io::stdout(), "{summary}")?;
     } else if !global.quiet {
         eprintln!("{} completions, {} tokens, mean log-prob {mean:.4}", totals.sequences, totals.tokens);
     }
