@@ -3,7 +3,7 @@
 //! * The order of `pub mod` lines in `src/lib.rs` is the architecture: a module uses only those above it.
 //! * `unsafe` stays in the files listed in [`UNSAFE_FILES`], each with its reason.
 //! * A source file stays short enough to hold in the head.
-//! * Nothing large, binary or peculiar to one machine is committed.
+//! * Nothing large, binary or peculiar to one machine is committed, and documents name files that are there.
 //!
 //! Each rule is a function from text to complaints, and each is shown a planted violation at the end.
 
@@ -72,6 +72,30 @@ fn source_files_fit_in_the_head() {
 #[test]
 fn nothing_large_binary_or_local_is_committed() {
     accept(committed().iter().flat_map(file_complaints));
+}
+
+#[test]
+fn documents_name_files_that_are_there() {
+    let files = committed();
+    let exists = |path: &str| {
+        let inside = format!("{}/", path.trim_end_matches('/'));
+        files.iter().any(|file| file.path == path || file.path.starts_with(&inside))
+    };
+    let documents = files.iter().filter(|file| !file.path.contains('/') && file.path.ends_with(".md"));
+    accept(documents.flat_map(|file| {
+        let absent = paths_named(file.text().expect("is text")).filter(|(_, path)| !exists(path));
+        absent.map(|(line, path)| format!("{}:{line}: names {path}, which is not there", file.path))
+    }));
+}
+
+/// The paths a document names in backticks, with their lines.
+fn paths_named(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let ours = |path: &&str| {
+        ["src/", "tests/", "benches/", "examples/", "fuzz/", ".ci/"].iter().any(|f| path.starts_with(f))
+    };
+    text.lines().enumerate().flat_map(move |(i, line)| {
+        line.split('`').skip(1).step_by(2).filter(ours).map(move |path| (i + 1, path))
+    })
 }
 
 /// The modules of `lib.rs` in order, what the crate root re-exports from them, and the binary's own modules.
@@ -409,6 +433,13 @@ mod planted {
         assert_eq!(unsafe_complaints(inside.to_vec(), &[("src/a.rs", "reason")]), Vec::<String>::new());
         assert_eq!(unsafe_complaints(inside.to_vec(), &[]).len(), 1);
         assert_eq!(unsafe_complaints(inside.to_vec(), &[("src/a.rs", ""), ("src/b.rs", "")]).len(), 1);
+    }
+
+    #[test]
+    fn paths_are_found_in_backticks_alone() {
+        let text = "See `src/lib.rs`, src/prose.rs and `cargo test`,\nor `tests/golden/` and `.ci/run`.";
+        let found: Vec<_> = paths_named(text).collect();
+        assert_eq!(found, [(1, "src/lib.rs"), (2, "tests/golden/"), (2, ".ci/run")]);
     }
 
     #[test]
