@@ -61,7 +61,7 @@ fn what_peft_wrote_is_read_as_peft_computes_it() {
     }
 }
 
-/// An adapter for the tiny model of `adapters.py` that uses every part of the configuration.
+/// An adapter for the tiny model of `lora.py` that uses every part of the configuration.
 fn write_sample(folder: &Path) -> AdapterConfig {
     let config = AdapterConfig {
         targets: ModuleSet::Matching(
@@ -128,7 +128,7 @@ fn what_is_written_is_read_by_peft() {
     let home = tempfile::tempdir().unwrap();
     let folder = home.path().join("adapter");
     write_sample(&folder);
-    let script = golden("../adapters.py");
+    let script = golden("../lora.py");
     let python = std::env::var_os("PYTHON").unwrap_or("python3".into());
     let run = std::process::Command::new(python).arg(script).arg("--read").arg(&folder).output().unwrap();
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
