@@ -29,6 +29,51 @@ fn ids_are_those_of_python() {
     }
 }
 
+/// Taken apart into the files older writers leave, the tokenizer is the same.
+#[test]
+fn parts_make_the_same_tokenizer() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    let error = Tokenizer::open(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("neither tokenizer.json nor vocab.json"), "{error}");
+    let whole = std::fs::read_to_string("tests/golden/qwen2/model/tokenizer.json").unwrap();
+    let whole: serde_json::Value = serde_json::from_str(&whole).unwrap();
+    let merges = whole["model"]["merges"].as_array().unwrap().iter().map(|merge| match merge {
+        serde_json::Value::Array(pair) => {
+            format!("{} {}", pair[0].as_str().unwrap(), pair[1].as_str().unwrap())
+        }
+        merge => merge.as_str().unwrap().to_owned(),
+    });
+    write("vocab.json", &whole["model"]["vocab"].to_string());
+    write(
+        "merges.txt",
+        &(["#version: 0.2".to_owned()].into_iter().chain(merges).collect::<Vec<_>>().join("\n")),
+    );
+    let lines = std::fs::read_to_string("tests/golden/tokenizer/lines.json").unwrap();
+    let lines: Vec<(String, Vec<u32>)> = serde_json::from_str(&lines).unwrap();
+    let lines = lines.iter().map(|(text, _)| format!("{text}<|im_end|>\n"));
+    let lines: Vec<String> = lines.chain(["<|im_start|>user".into(), "don't\u{301}".into()]).collect();
+    let reference = Tokenizer::open("tests/golden/qwen2/model".as_ref()).unwrap();
+    let config = std::fs::read_to_string("tests/golden/qwen2/model/tokenizer_config.json").unwrap();
+    let table: serde_json::Map<_, _> = whole["added_tokens"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|token| (token["content"].as_str().unwrap().to_owned(), token["id"].clone()))
+        .collect();
+    write("added_tokens.json", &serde_json::Value::Object(table).to_string());
+    for config in [config.as_str(), r#"{"tokenizer_class": "Qwen2Tokenizer"}"#] {
+        write("tokenizer_config.json", config);
+        let parts = Tokenizer::open(folder.path()).unwrap();
+        for line in &lines {
+            assert_eq!(parts.encode(line).unwrap(), reference.encode(line).unwrap(), "{line:?}");
+        }
+    }
+    write("tokenizer_config.json", r#"{"tokenizer_class": "LlamaTokenizer"}"#);
+    let error = Tokenizer::open(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("LlamaTokenizer in parts"), "{error}");
+}
+
 #[test]
 fn special_tokens_are_found_and_skipped() {
     let tokenizer = tokenizer();

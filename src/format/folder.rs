@@ -41,15 +41,6 @@ impl ModelFolder {
         Checkpoint::open(&self.path)
     }
 
-    /// `tokenizer.json`, which must be there.
-    pub fn tokenizer(&self) -> Result<PathBuf> {
-        let path = self.path.join("tokenizer.json");
-        if path.is_file() {
-            return Ok(path);
-        }
-        Err(Error::file(path, "missing; save the fast tokenizer beside the model to get it"))
-    }
-
     /// How pictures are prepared for `model`.
     pub fn image_processor(&self, model: &ModelConfig) -> Result<ImageProcessorConfig> {
         ImageProcessorConfig::read(&self.path, model)

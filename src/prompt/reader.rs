@@ -53,7 +53,7 @@ pub struct Reader {
 impl Reader {
     /// Opens what a checkpoint folder brings.
     pub fn open(folder: &ModelFolder, config: &ModelConfig, options: ImageOptions) -> Result<Self> {
-        let tokenizer = Tokenizer::load(folder.tokenizer()?)?;
+        let tokenizer = Tokenizer::open(folder.path())?;
         let markup = ImageMarkup::of(config.family, &tokenizer)?;
         let processor = match &config.vision {
             None => None,

@@ -9,6 +9,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
+use super::byte_level;
 use crate::error::{Error, Result};
 
 /// A vocabulary with the rules that cut text into its tokens.
@@ -25,6 +26,20 @@ impl fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
+    /// Opens the tokenizer of a checkpoint folder: its `tokenizer.json`, or the parts it can be made of.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let whole = folder.join("tokenizer.json");
+        if whole.exists() {
+            return Self::load(whole);
+        }
+        if folder.join("vocab.json").exists() && folder.join("merges.txt").exists() {
+            return Self::from_bytes(&byte_level::assembled(folder)?, folder);
+        }
+        let what =
+            "holds neither tokenizer.json nor vocab.json with merges.txt; save the fast tokenizer there";
+        Err(Error::file(folder, what))
+    }
+
     /// Reads a `tokenizer.json`.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
@@ -46,7 +61,7 @@ impl Tokenizer {
         Ok(Tokenizer { inner, path, vocab_size })
     }
 
-    /// The file this tokenizer came from.
+    /// The file (or, made of parts, the folder) this tokenizer came from.
     pub fn path(&self) -> &Path {
         &self.path
     }
