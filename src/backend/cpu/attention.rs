@@ -368,9 +368,9 @@ fn weigh<I: Isa, E: Operand, const M: usize>(
                 sums[m] = isa.multiply_add(isa.splat(p[m][j]), value, sums[m]);
             }
         }
-        for (m, &sums) in sums.iter().enumerate() {
+        for m in 0..M {
             let mut lanes = [0.0; LANES];
-            isa.store(sums, &mut lanes);
+            isa.store(sums[m], &mut lanes);
             out[m * head_dim + start..][..width].copy_from_slice(&lanes[..width]);
         }
     }

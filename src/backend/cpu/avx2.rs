@@ -20,6 +20,17 @@ fn run<R>(work: impl FnOnce() -> R) -> R {
     work()
 }
 
+/// Of each 32 bits the upper half is the odd element as an f32, the lower half the even one.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn add_products(sums: __m256, a: __m256i, b: __m256i) -> __m256 {
+    let upper = _mm256_set1_epi32(-0x1_0000);
+    let (a_even, b_even) = (_mm256_slli_epi32::<16>(a), _mm256_slli_epi32::<16>(b));
+    let (a_odd, b_odd) = (_mm256_and_si256(a, upper), _mm256_and_si256(b, upper));
+    let sums = _mm256_fmadd_ps(_mm256_castsi256_ps(a_even), _mm256_castsi256_ps(b_even), sums);
+    _mm256_fmadd_ps(_mm256_castsi256_ps(a_odd), _mm256_castsi256_ps(b_odd), sums)
+}
+
 /// The sum over each of four vectors' eight lanes.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
@@ -93,25 +104,18 @@ impl Isa for Avx2 {
 
     #[inline(always)]
     fn add_products(self, sums: Self::Lanes, a: Self::Pairs, b: Self::Pairs) -> Self::Lanes {
-        // Of each 32 bits the upper half is the odd element as an f32, the lower half the even one.
         // SAFETY: `self` proves the features.
-        unsafe {
-            let odd = |pair| _mm256_castsi256_ps(_mm256_and_si256(pair, _mm256_set1_epi32(-0x1_0000)));
-            let even = |pair| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pair));
-            std::array::from_fn(|half| {
-                let sum = _mm256_fmadd_ps(even(a[half]), even(b[half]), sums[half]);
-                _mm256_fmadd_ps(odd(a[half]), odd(b[half]), sum)
-            })
-        }
+        unsafe { [add_products(sums[0], a[0], b[0]), add_products(sums[1], a[1], b[1])] }
     }
 
     #[inline(always)]
     fn sums(self, [a, b, c, d]: [Self::Lanes; COLUMNS]) -> [f32; COLUMNS] {
         // SAFETY: `self` proves the features; the array covers the 16 bytes written.
         unsafe {
-            let folded = |v: Self::Lanes| _mm256_add_ps(v[0], v[1]);
+            let (a, b) = (_mm256_add_ps(a[0], a[1]), _mm256_add_ps(b[0], b[1]));
+            let (c, d) = (_mm256_add_ps(c[0], c[1]), _mm256_add_ps(d[0], d[1]));
             let mut out = [0.0; COLUMNS];
-            _mm_storeu_ps(out.as_mut_ptr(), sums(folded(a), folded(b), folded(c), folded(d)));
+            _mm_storeu_ps(out.as_mut_ptr(), sums(a, b, c, d));
             out
         }
     }

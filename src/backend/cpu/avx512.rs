@@ -81,9 +81,8 @@ impl Isa for Avx512 {
 
     #[inline(always)]
     fn pairs(self, from: &[bf16; 2 * LANES]) -> __m512bh {
-        // SAFETY: `self` proves the features; the reference covers the 64 bytes read; both vector types
-        // are 512 plain bits.
-        unsafe { std::mem::transmute(_mm512_loadu_si512(from.as_ptr().cast())) }
+        // SAFETY: `self` proves the features; the reference covers the 64 bytes read, which are plain bits.
+        unsafe { from.as_ptr().cast::<__m512bh>().read_unaligned() }
     }
 
     #[inline(always)]

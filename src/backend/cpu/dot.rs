@@ -89,43 +89,53 @@ impl Operand for bf16 {
     }
 }
 
-/// All products of M rows with four columns, over one chunk.
+/// All products of M rows with four columns, over one chunk. Plain loops over arrays and no closures: those
+/// are what the compiler keeps in registers.
 #[inline(always)]
 fn block<I: Isa, E: Operand, const M: usize>(
     isa: I,
-    x: [&[E]; M],
+    x: &[&[E]],
     w: [&[E]; COLUMNS],
+    chunk: &Range<usize>,
 ) -> [[f32; COLUMNS]; M] {
-    let (x, x_rest): ([_; M], [_; M]) = unzip(x.map(E::steps));
-    let (w, w_rest): ([_; COLUMNS], [_; COLUMNS]) = unzip(w.map(E::steps));
-    let steps = w[0].len();
+    let (first, w_rest) = E::steps(w[0]);
+    let steps = first.len();
     // Equal lengths, said once, so that the loop needs no bounds checks.
-    let (x, w) = (x.map(|row| &row[..steps]), w.map(|row| &row[..steps]));
+    let mut x_steps: [&[E::Step]; M] = [&[]; M];
+    for m in 0..M {
+        x_steps[m] = &E::steps(&x[m][chunk.clone()]).0[..steps];
+    }
+    let mut w_steps: [&[E::Step]; COLUMNS] = [&[]; COLUMNS];
+    for n in 0..COLUMNS {
+        w_steps[n] = &E::steps(w[n]).0[..steps];
+    }
     let mut sums = [[isa.zero(); COLUMNS]; M];
     for step in 0..steps {
-        let w: [_; COLUMNS] = from_fn(|n| E::load(isa, &w[n][step]));
+        let mut loaded = [E::load(isa, &w_steps[0][step]); COLUMNS];
+        for n in 1..COLUMNS {
+            loaded[n] = E::load(isa, &w_steps[n][step]);
+        }
         for m in 0..M {
-            let x = E::load(isa, &x[m][step]);
+            let x = E::load(isa, &x_steps[m][step]);
             for n in 0..COLUMNS {
-                sums[m][n] = E::multiply_add(isa, sums[m][n], x, w[n]);
+                sums[m][n] = E::multiply_add(isa, sums[m][n], x, loaded[n]);
             }
         }
     }
-    if !w_rest[0].is_empty() {
-        let w: [_; COLUMNS] = from_fn(|n| E::load(isa, &E::padded(w_rest[n])));
+    if !w_rest.is_empty() {
         for m in 0..M {
-            let x = E::load(isa, &E::padded(x_rest[m]));
+            let x = E::load(isa, &E::padded(E::steps(&x[m][chunk.clone()]).1));
             for n in 0..COLUMNS {
-                sums[m][n] = E::multiply_add(isa, sums[m][n], x, w[n]);
+                let w = E::load(isa, &E::padded(E::steps(w[n]).1));
+                sums[m][n] = E::multiply_add(isa, sums[m][n], x, w);
             }
         }
     }
-    sums.map(|row| isa.sums(row))
-}
-
-#[inline(always)]
-fn unzip<A: Copy, B: Copy, const M: usize>(pairs: [(A, B); M]) -> ([A; M], [B; M]) {
-    (pairs.map(|(a, _)| a), pairs.map(|(_, b)| b))
+    let mut out = [[0.0; COLUMNS]; M];
+    for m in 0..M {
+        out[m] = isa.sums(sums[m]);
+    }
+    out
 }
 
 /// out[t, n] = x[t]·w[n], with all rows of one length. A function of its own, compiled once per
@@ -149,20 +159,21 @@ pub(super) fn products<I: Isa, E: Operand>(isa: I, out: &mut [f32], x: &[&[E]], 
 #[inline(always)]
 fn chunk_products<I: Isa, E: Operand>(isa: I, out: &mut [f32], x: &[&[E]], w: &[&[E]], chunk: Range<usize>) {
     let (columns, first) = (w.len(), chunk.start == 0);
+    // Blocks of like height: eight rows are better as four and four than as six and two.
+    let height = x.len().div_ceil(x.len().div_ceil(I::ROWS));
     for column in (0..columns).step_by(COLUMNS) {
         // A ragged edge repeats the last column and drops the copies' sums.
-        let w = from_fn(|n| &w[(column + n).min(columns - 1)][chunk.clone()]);
+        let w: [&[E]; COLUMNS] = from_fn(|n| &w[(column + n).min(columns - 1)][chunk.clone()]);
         let width = COLUMNS.min(columns - column);
-        for (block_row, x) in x.chunks(I::ROWS).enumerate() {
-            let to = &mut out[block_row * I::ROWS * columns + column..];
-            let row = |m: usize| &x[m][chunk.clone()];
+        for (block_row, x) in x.chunks(height).enumerate() {
+            let to = &mut out[block_row * height * columns + column..];
             match x.len() {
-                1 => put(to, columns, width, first, block::<I, E, 1>(isa, from_fn(row), w)),
-                2 => put(to, columns, width, first, block::<I, E, 2>(isa, from_fn(row), w)),
-                3 => put(to, columns, width, first, block::<I, E, 3>(isa, from_fn(row), w)),
-                4 => put(to, columns, width, first, block::<I, E, 4>(isa, from_fn(row), w)),
-                5 => put(to, columns, width, first, block::<I, E, 5>(isa, from_fn(row), w)),
-                _ => put(to, columns, width, first, block::<I, E, 6>(isa, from_fn(row), w)),
+                1 => put(to, columns, width, first, block::<I, E, 1>(isa, x, w, &chunk)),
+                2 => put(to, columns, width, first, block::<I, E, 2>(isa, x, w, &chunk)),
+                3 => put(to, columns, width, first, block::<I, E, 3>(isa, x, w, &chunk)),
+                4 => put(to, columns, width, first, block::<I, E, 4>(isa, x, w, &chunk)),
+                5 => put(to, columns, width, first, block::<I, E, 5>(isa, x, w, &chunk)),
+                _ => put(to, columns, width, first, block::<I, E, 6>(isa, x, w, &chunk)),
             }
         }
     }

@@ -12,6 +12,7 @@ mod linear;
 mod math;
 mod norm;
 mod portable;
+mod probe;
 mod rows;
 mod tile;
 mod values;
@@ -26,6 +27,7 @@ use crate::{
     tensor::{Dtype, Tensor},
 };
 use isa::Level;
+pub use probe::Ceilings;
 use rayon::prelude::*;
 
 /// The CPU backend.
