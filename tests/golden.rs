@@ -264,6 +264,29 @@ fn surveys_find_nothing_missing_and_nothing_surplus() {
     }
 }
 
+/// A head beside a config that calls it tied is used all the same, as transformers does.
+#[test]
+fn a_head_in_the_file_wins_over_tying() {
+    let case = Case::read("qwen2_5");
+    let folder = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(case.model()).unwrap().map(Result::unwrap) {
+        std::fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+    }
+    let config = std::fs::read_to_string(case.model().join("config.json")).unwrap();
+    let untied = "\"tie_word_embeddings\": false";
+    assert!(config.contains(untied));
+    std::fs::write(
+        folder.path().join("config.json"),
+        config.replace(untied, "\"tie_word_embeddings\": true"),
+    )
+    .unwrap();
+    let loaded = Loaded::at(folder.path(), cpu(), Dtype::F32, ImageOptions::default());
+    for prompt in &case.expected.prompts {
+        let far = distance(&loaded.score(prompt).logprobs, &prompt.logprobs.f32);
+        assert!(far <= 1e-4, "{}: log-probs differ by {far:e}", prompt.name);
+    }
+}
+
 /// A checkpoint of another shape than its config says is refused by the name of the first tensor that differs.
 #[test]
 fn a_config_that_lies_about_the_weights_is_refused() {

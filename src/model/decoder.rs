@@ -54,20 +54,10 @@ impl Decoder {
     ) -> Result<Self> {
         let (hidden, vocab) = (config.hidden, config.vocab);
         let head_name = format!("{head}.weight");
-        // A head in the file has the last word over what the config says about tying, except where tied
-        // weights were written out twice.
-        let head = match (loader.checkpoint.contains(&head_name), config.tied_head) {
-            (true, false) => Some(loader.matrix(&head_name, &[vocab, hidden])?),
-            (true, true) => {
-                loader.checkpoint.find(&head_name);
-                None
-            }
-            (false, true) => None,
-            (false, false) => {
-                return Err(loader.checkpoint.view(&head_name).err().unwrap_or_else(|| {
-                    Error::internal("load", format!("{head_name} was absent and then was not"))
-                }));
-            }
+        // A head in the file has the last word over what the config says about tying.
+        let head = match loader.checkpoint.contains(&head_name) || !config.tied_head {
+            true => Some(loader.matrix(&head_name, &[vocab, hidden])?),
+            false => None,
         };
         let blocks =
             (0..config.layers).map(|layer| Block::load(loader, config, &format!("{prefix}layers.{layer}")));
