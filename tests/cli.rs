@@ -32,7 +32,7 @@ impl Run {
 fn doctor_reports_on_any_machine() {
     let run = pellucid(&["doctor"]);
     assert_eq!(run.code, Some(0));
-    for name in ["cpu", "memory", "gpu", "nvcc", "hub cache"] {
+    for name in ["cpu", "memory", "speed", "gpu", "nvcc", "hub cache"] {
         assert!(run.stdout.lines().any(|line| line.starts_with(name)), "{name} in {}", run.stdout);
     }
     let json = pellucid(&["doctor", "--json", "--threads", "2"]).json();

@@ -30,6 +30,7 @@ struct Report {
     /// The CPU backend in its own words.
     cpu_backend: String,
     memory: Option<Memory>,
+    speed: Option<Speed>,
     gpu: Gpu,
     cache: Option<Cache>,
 }
@@ -42,6 +43,17 @@ struct System {
     terminal: bool,
 }
 
+/// What the CPU backend can do at most, measured just now.
+#[derive(Debug, Serialize)]
+struct Speed {
+    read_bytes_per_second: u64,
+    bf16_operations_per_second: u64,
+    f32_operations_per_second: u64,
+}
+
+/// Available memory below which nothing is measured: the probe needs half a gibibyte.
+const PROBE_NEEDS: u64 = 1 << 30;
+
 /// The offline hub cache.
 #[derive(Debug, Serialize)]
 struct Cache {
@@ -51,8 +63,10 @@ struct Cache {
 }
 
 pub(crate) fn run(_: &Arguments, global: &Global) -> Result<()> {
-    let mut memory = Memory::read();
-    memory.iter_mut().for_each(Memory::measure);
+    let cpu = Cpu::new(global.threads)?;
+    let memory = Memory::read();
+    let roomy = memory.as_ref().is_some_and(|memory| memory.available_bytes >= PROBE_NEEDS);
+    let ceilings = roomy.then(|| cpu.ceilings(2)).transpose()?;
     global.print(&Report {
         version: env!("CARGO_PKG_VERSION"),
         system: System {
@@ -62,8 +76,13 @@ pub(crate) fn run(_: &Arguments, global: &Global) -> Result<()> {
             terminal: stdout().is_terminal(),
         },
         processor: Processor::read(),
-        cpu_backend: Cpu::new(global.threads)?.describe(),
+        cpu_backend: cpu.describe(),
         memory,
+        speed: ceilings.map(|ceilings| Speed {
+            read_bytes_per_second: ceilings.read as u64,
+            bf16_operations_per_second: ceilings.bf16 as u64,
+            f32_operations_per_second: ceilings.f32 as u64,
+        }),
         gpu: Gpu::read(),
         cache: hub_cache().map(Cache::read),
     })
@@ -98,7 +117,9 @@ impl fmt::Display for Report {
         let model = model.clone().unwrap_or_else(unknown);
         row(f, "cpu", &[format!("{model}, {cores} cores"), format!("vector units: {units}")])?;
         row(f, "backend", &[&self.cpu_backend])?;
-        row(f, "memory", &self.memory.as_ref().map_or_else(|| vec![unknown()], memory_lines))?;
+        let memory = |m: &Memory| format!("{}, {} available", bytes(m.total_bytes), bytes(m.available_bytes));
+        row(f, "memory", &[self.memory.as_ref().map_or_else(unknown, memory)])?;
+        row(f, "speed", &speed_lines(self.speed.as_ref()))?;
         row(f, "gpu", &gpu_lines(&self.gpu))?;
         let nvcc = self.gpu.nvcc.as_ref().map_or("not found".into(), |path| path.display().to_string());
         row(f, "nvcc", &[format!("{nvcc}; this build does not need it")])?;
@@ -109,19 +130,19 @@ impl fmt::Display for Report {
     }
 }
 
-fn memory_lines(memory: &Memory) -> Vec<String> {
-    let mut lines =
-        vec![format!("{}, {} available", bytes(memory.total_bytes), bytes(memory.available_bytes))];
-    lines.push(match memory.read_bytes_per_second {
-        Some(rate) => format!(
-            "read at {:.1} GB/s: a model of 1 GB generates at most {:.0} tokens a second, one of 6 GB {:.1}",
-            rate as f64 / 1e9,
-            rate as f64 / 1e9,
-            rate as f64 / 6e9
+fn speed_lines(speed: Option<&Speed>) -> Vec<String> {
+    let Some(speed) = speed else {
+        return vec!["not measured: that needs 1 GiB of available memory".into()];
+    };
+    let giga = |rate: u64| rate as f64 / 1e9;
+    let read = giga(speed.read_bytes_per_second);
+    let (bf16, f32) = (giga(speed.bf16_operations_per_second), giga(speed.f32_operations_per_second));
+    vec![
+        format!(
+            "reads {read:.0} GB/s: weights of 1 GB give at most {read:.0} tokens a second to one sequence"
         ),
-        None => "too little is available to measure how fast it is read".into(),
-    });
-    lines
+        format!("multiplies at {bf16:.0} GFLOP/s in bf16 and {f32:.0} in f32"),
+    ]
 }
 
 fn gpu_lines(gpu: &Gpu) -> Vec<String> {

@@ -1,15 +1,12 @@
 //! What this machine has, read from where the system tells it. Whatever cannot be told is absent, never a
 //! failure: the parsers are functions from text, the readers pass them files that may not exist.
 
-use rayon::prelude::*;
 use serde::Serialize;
 use std::{
     ffi::OsString,
     fs,
-    hint::black_box,
     path::{Path, PathBuf},
     process::Command,
-    time::Instant,
 };
 
 /// The processor.
@@ -50,8 +47,6 @@ fn vector_units() -> Vec<&'static str> {
 pub(crate) struct Memory {
     pub(crate) total_bytes: u64,
     pub(crate) available_bytes: u64,
-    /// What all cores together read, measured just now.
-    pub(crate) read_bytes_per_second: Option<u64>,
 }
 
 impl Memory {
@@ -72,29 +67,7 @@ impl Memory {
         Some(Memory {
             total_bytes: total.min(limit),
             available_bytes: available.min(limit.saturating_sub(used)),
-            read_bytes_per_second: None,
         })
-    }
-
-    /// Reads a large array a few times with all threads; takes well under a second.
-    pub(crate) fn measure(&mut self) {
-        let words = (self.available_bytes / 8).min(512 << 20) as usize / 8;
-        if words < 8 << 20 {
-            return; // would measure a cache
-        }
-        let part = words.div_ceil(8 * rayon::current_num_threads());
-        let mut array = vec![0u64; words];
-        array.par_chunks_mut(part).for_each(|chunk| chunk.fill(1)); // pages exist once written
-        let fastest = (0..4)
-            .map(|_| {
-                let start = Instant::now();
-                let sums =
-                    array.par_chunks(part).map(|chunk| chunk.iter().fold(0, |s: u64, w| s.wrapping_add(*w)));
-                black_box(sums.reduce(|| 0, u64::wrapping_add));
-                start.elapsed().as_secs_f64()
-            })
-            .fold(f64::INFINITY, f64::min);
-        self.read_bytes_per_second = Some((8.0 * words as f64 / fastest) as u64);
     }
 }
 
@@ -181,17 +154,6 @@ mod tests {
         assert_eq!(memory(None), Some((16_384_000_000, 8_192_000_000)));
         assert_eq!(memory(Some((4_000_000_000, 1_000_000_000))), Some((4_000_000_000, 3_000_000_000)));
         assert_eq!(Memory::parse("MemTotal: lots", None).map(|m| m.total_bytes), None);
-    }
-
-    #[test]
-    fn the_probe_measures_unless_memory_is_short() {
-        let memory = |available_bytes| {
-            let mut memory = Memory { total_bytes: 1 << 30, available_bytes, read_bytes_per_second: None };
-            memory.measure();
-            memory.read_bytes_per_second
-        };
-        assert!(memory(1 << 30).is_some_and(|rate| rate > 1 << 20));
-        assert_eq!(memory(1 << 20), None);
     }
 
     #[test]

@@ -218,8 +218,10 @@ fn companions(folder: &ModelFolder, config: &ModelConfig) -> Vec<Companion> {
         Err(error) => error.to_string(),
     };
     let is_there = |name: &str| folder.path().join(name).exists();
+    let parts = is_there("vocab.json") && is_there("merges.txt");
+    let tokenizer = is_there("tokenizer.json") || parts;
     let mut files = vec![
-        ("tokenizer.json", state(Ok(is_there("tokenizer.json")), "prompts must be token ids")),
+        ("tokenizer", state(Ok(tokenizer), "prompts cannot be read")),
         (
             "tokenizer_config.json",
             state(
