@@ -20,7 +20,7 @@ use crate::{
     tensor::Tensor,
 };
 use rayon::prelude::*;
-use std::{array::from_fn, ops::Range};
+use std::ops::Range;
 
 /// Lines of a work item: enough to use a loaded key often, few enough for their scores to stay in cache.
 const LINES: usize = 48;
@@ -354,24 +354,63 @@ fn weigh<I: Isa, E: Operand, const M: usize>(
     keys: &[usize],
     head_dim: usize,
 ) {
-    let p: [&[f32]; M] = from_fn(|m| &p[m * stride..][..keys.len()]);
-    for start in (0..head_dim).step_by(LANES) {
-        let mut sums = [isa.zero(); M];
-        let width = LANES.min(head_dim - start);
-        for (j, &key) in keys.iter().enumerate() {
-            let value = &values[key + start..][..width];
-            let value = match value.first_chunk::<LANES>() {
+    let mut start = 0;
+    while start < head_dim {
+        // Two vectors of values at a time keep eight sums going; the order within a sum is that of positions.
+        start += if start + 2 * LANES <= head_dim {
+            weigh_lanes::<I, E, M, 2>(isa, out, p, stride, values, keys, head_dim, start)
+        } else {
+            weigh_lanes::<I, E, M, 1>(isa, out, p, stride, values, keys, head_dim, start)
+        };
+    }
+}
+
+/// [`weigh`] for the C vectors of values from `start` on; returns how many elements those are.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "the inner part of one loop")]
+fn weigh_lanes<I: Isa, E: Operand, const M: usize, const C: usize>(
+    isa: I,
+    out: &mut [f32],
+    p: &[f32],
+    stride: usize,
+    values: &[E],
+    keys: &[usize],
+    head_dim: usize,
+    start: usize,
+) -> usize {
+    let mut rows: [&[f32]; M] = [&[]; M];
+    for m in 0..M {
+        rows[m] = &p[m * stride..][..keys.len()];
+    }
+    let width = (C * LANES).min(head_dim - start);
+    let mut sums = [[isa.zero(); C]; M];
+    for (j, &key) in keys.iter().enumerate() {
+        let value = &values[key + start..][..width];
+        let mut loaded = [isa.zero(); C];
+        for c in 0..C {
+            loaded[c] = match value[c * LANES..].first_chunk::<LANES>() {
                 Some(value) => E::widen(isa, value),
-                None => E::widen(isa, &from_fn(|lane| value.get(lane).copied().unwrap_or(E::zeroed()))),
+                None => {
+                    let mut padded = [E::zeroed(); LANES];
+                    padded[..width].copy_from_slice(value);
+                    E::widen(isa, &padded)
+                }
             };
-            for m in 0..M {
-                sums[m] = isa.multiply_add(isa.splat(p[m][j]), value, sums[m]);
-            }
         }
         for m in 0..M {
-            let mut lanes = [0.0; LANES];
-            isa.store(sums[m], &mut lanes);
-            out[m * head_dim + start..][..width].copy_from_slice(&lanes[..width]);
+            let p = isa.splat(rows[m][j]);
+            for c in 0..C {
+                sums[m][c] = isa.multiply_add(p, loaded[c], sums[m][c]);
+            }
         }
     }
+    let mut lanes = [0.0; LANES];
+    for m in 0..M {
+        for c in 0..C {
+            isa.store(sums[m][c], &mut lanes);
+            let width = LANES.min(width - c * LANES);
+            out[m * head_dim + start + c * LANES..][..width].copy_from_slice(&lanes[..width]);
+        }
+    }
+    width
 }

@@ -97,6 +97,12 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch<T>(self, from: &T) {
+        // SAFETY: a prefetch reads nothing, wherever it points.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(from).cast()) }
+    }
+
+    #[inline(always)]
     fn pairs(self, from: &[bf16; 2 * LANES]) -> Self::Pairs {
         // SAFETY: `self` proves the features; the reference covers the 64 bytes read.
         unsafe { [_mm256_loadu_si256(from.as_ptr().cast()), _mm256_loadu_si256(from[16..].as_ptr().cast())] }

@@ -80,6 +80,12 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    fn prefetch<T>(self, from: &T) {
+        // SAFETY: a prefetch reads nothing, wherever it points.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(from).cast()) }
+    }
+
+    #[inline(always)]
     fn pairs(self, from: &[bf16; 2 * LANES]) -> __m512bh {
         // SAFETY: `self` proves the features; the reference covers the 64 bytes read, which are plain bits.
         unsafe { from.as_ptr().cast::<__m512bh>().read_unaligned() }

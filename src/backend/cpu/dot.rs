@@ -13,6 +13,9 @@ use std::{array::from_fn, ops::Range};
 /// Elements of the inner axis summed before a reduction: four rows of them stay in the first cache.
 const CHUNK: usize = 2048;
 
+/// Rows of the blocks that few rows are cut into.
+const FEW: usize = 4;
+
 /// An element type with dot products.
 pub(super) trait Operand: Element {
     /// What one step reads of one row.
@@ -89,13 +92,15 @@ impl Operand for bf16 {
     }
 }
 
-/// All products of M rows with four columns, over one chunk. Plain loops over arrays and no closures: those
+/// All products of M rows with four columns, over one chunk, while the `next` columns are on their way from
+/// memory: with few rows that wait is most of the time. Plain loops over arrays and no closures: those
 /// are what the compiler keeps in registers.
 #[inline(always)]
 fn block<I: Isa, E: Operand, const M: usize>(
     isa: I,
     x: &[&[E]],
     w: [&[E]; COLUMNS],
+    next: [&[E]; COLUMNS],
     chunk: &Range<usize>,
 ) -> [[f32; COLUMNS]; M] {
     let (first, w_rest) = E::steps(w[0]);
@@ -109,11 +114,21 @@ fn block<I: Isa, E: Operand, const M: usize>(
     for n in 0..COLUMNS {
         w_steps[n] = &E::steps(w[n]).0[..steps];
     }
+    let mut next_steps: [&[E::Step]; COLUMNS] = [&[]; COLUMNS];
+    for n in 0..COLUMNS {
+        next_steps[n] = &E::steps(next[n]).0[..steps];
+    }
     let mut sums = [[isa.zero(); COLUMNS]; M];
     for step in 0..steps {
         let mut loaded = [E::load(isa, &w_steps[0][step]); COLUMNS];
         for n in 1..COLUMNS {
             loaded[n] = E::load(isa, &w_steps[n][step]);
+        }
+        // Higher blocks have no registers left for four more addresses, and less of a wait.
+        if M <= FEW {
+            for next in &next_steps {
+                isa.prefetch(&next[step]);
+            }
         }
         for m in 0..M {
             let x = E::load(isa, &x_steps[m][step]);
@@ -158,24 +173,57 @@ pub(super) fn products<I: Isa, E: Operand>(isa: I, out: &mut [f32], x: &[&[E]], 
 
 #[inline(always)]
 fn chunk_products<I: Isa, E: Operand>(isa: I, out: &mut [f32], x: &[&[E]], w: &[&[E]], chunk: Range<usize>) {
-    let (columns, first) = (w.len(), chunk.start == 0);
+    let few = x.len() <= 2 * FEW;
     // Blocks of like height: eight rows are better as four and four than as six and two.
-    let height = x.len().div_ceil(x.len().div_ceil(I::ROWS));
-    for column in (0..columns).step_by(COLUMNS) {
-        // A ragged edge repeats the last column and drops the copies' sums.
-        let w: [&[E]; COLUMNS] = from_fn(|n| &w[(column + n).min(columns - 1)][chunk.clone()]);
-        let width = COLUMNS.min(columns - column);
-        for (block_row, x) in x.chunks(height).enumerate() {
-            let to = &mut out[block_row * height * columns + column..];
-            match x.len() {
-                1 => put(to, columns, width, first, block::<I, E, 1>(isa, x, w, &chunk)),
-                2 => put(to, columns, width, first, block::<I, E, 2>(isa, x, w, &chunk)),
-                3 => put(to, columns, width, first, block::<I, E, 3>(isa, x, w, &chunk)),
-                4 => put(to, columns, width, first, block::<I, E, 4>(isa, x, w, &chunk)),
-                5 => put(to, columns, width, first, block::<I, E, 5>(isa, x, w, &chunk)),
-                _ => put(to, columns, width, first, block::<I, E, 6>(isa, x, w, &chunk)),
+    let most = if few { I::ROWS.min(FEW) } else { I::ROWS };
+    let height = x.len().div_ceil(x.len().div_ceil(most));
+    let blocks = || (0..x.len()).step_by(height);
+    let columns = || (0..w.len()).step_by(COLUMNS);
+    if few {
+        // Columns come from memory once, and wait in the first cache for the second block.
+        for column in columns() {
+            for row in blocks() {
+                place(isa, out, x, w, &chunk, row, height, column);
             }
         }
+    } else {
+        // The block's rows stay in the first cache; the tile's columns pass by from the second.
+        for row in blocks() {
+            for column in columns() {
+                place(isa, out, x, w, &chunk, row, height, column);
+            }
+        }
+    }
+}
+
+/// The block of products at a row and a column, put where it belongs.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "the inner part of one loop")]
+fn place<I: Isa, E: Operand>(
+    isa: I,
+    out: &mut [f32],
+    x: &[&[E]],
+    w: &[&[E]],
+    chunk: &Range<usize>,
+    row: usize,
+    height: usize,
+    column: usize,
+) {
+    let (columns, first) = (w.len(), chunk.start == 0);
+    // A ragged edge repeats the last column and drops the copies' sums.
+    let at =
+        |column: usize| -> [&[E]; COLUMNS] { from_fn(|n| &w[(column + n).min(columns - 1)][chunk.clone()]) };
+    let (w, next) = (at(column), at(column + COLUMNS));
+    let width = COLUMNS.min(columns - column);
+    let x = &x[row..x.len().min(row + height)];
+    let to = &mut out[row * columns + column..];
+    match x.len() {
+        1 => put(to, columns, width, first, block::<I, E, 1>(isa, x, w, next, chunk)),
+        2 => put(to, columns, width, first, block::<I, E, 2>(isa, x, w, next, chunk)),
+        3 => put(to, columns, width, first, block::<I, E, 3>(isa, x, w, next, chunk)),
+        4 => put(to, columns, width, first, block::<I, E, 4>(isa, x, w, next, chunk)),
+        5 => put(to, columns, width, first, block::<I, E, 5>(isa, x, w, next, chunk)),
+        _ => put(to, columns, width, first, block::<I, E, 6>(isa, x, w, next, chunk)),
     }
 }
 

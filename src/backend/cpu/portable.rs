@@ -55,6 +55,9 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
+    fn prefetch<T>(self, _: &T) {}
+
+    #[inline(always)]
     fn pairs(self, from: &[bf16; 2 * LANES]) -> Self::Pairs {
         *from
     }
