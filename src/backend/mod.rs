@@ -128,10 +128,10 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// Brings a tensor back to the host.
     fn download(&self, tensor: &Tensor) -> Result<Tensor>;
 
-    /// out[i] = table[rows[i]], converted to out's dtype. out `[T, C]`, table `[·, C]`, rows i32 `[T]`.
+    /// `out[i] = table[rows[i]]`, converted to out's dtype. out `[T, C]`, table `[·, C]`, rows i32 `[T]`.
     fn gather_rows(&self, out: &mut Tensor, table: &Tensor, rows: &Tensor) -> Result<()>;
 
-    /// out[rows[i]] = source[i]; rows are distinct. out `[·, C]`, source `[T, C]`, rows i32 `[T]`.
+    /// `out[rows[i]] = source[i]`; rows are distinct. out `[·, C]`, source `[T, C]`, rows i32 `[T]`.
     fn scatter_rows(&self, out: &mut Tensor, source: &Tensor, rows: &Tensor) -> Result<()>;
 
     /// out = epilogue(x·Wᵀ + …). out `[T, N]`, x `[T, K]`.

@@ -1,6 +1,6 @@
 //! The embedded default: f32 activations, bf16 or f32 weights used where they lie, vectors and threads.
 //!
-//! Everything fast is written once over a small set of vector operations ([`isa`]) and compiled per
+//! Everything fast is written once over a small set of vector operations (`isa`) and compiled per
 //! instruction set; the best one the processor has is chosen at run time (`PELLUCID_CPU` forces another).
 //! Threads own tiles of an output and never share a sum, so their number cannot change a bit.
 
