@@ -14,7 +14,7 @@ use pellucid::backend::cpu::Cpu;
 use pellucid::model::{Model, PAGE, Positions, Run, pages_for};
 use serde_json::json;
 use std::sync::Arc;
-use support::{machine::read_bandwidth, timing};
+use support::timing;
 
 const CONTEXT: usize = 512;
 const STEPS: usize = 32;
@@ -25,8 +25,9 @@ fn main() -> Result<()> {
     let Some(folder) = arguments.folder("model") else { return Ok(()) };
     let threads = arguments.number("--threads", std::thread::available_parallelism().map_or(1, |n| n.get()));
     let rounds = arguments.number("--rounds", 3);
-    let bandwidth = read_bandwidth(threads);
-    let model = Model::load(&folder, Arc::new(Cpu::new(Some(threads))?), None)?;
+    let cpu = Cpu::new(Some(threads))?;
+    let bandwidth = cpu.ceilings(5)?.read;
+    let model = Model::load(&folder, Arc::new(cpu), None)?;
     let cost = Cost::of(&model);
     println!("{} on {}", folder.display(), model.backend.describe());
     println!(
