@@ -119,6 +119,12 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// The dtype activations have on this backend.
     fn activation(&self) -> Dtype;
 
+    /// Does `work`, a chain of this backend's ops, where starting one costs least: on the CPU, on one of its
+    /// threads, so that they need not be woken for each op.
+    fn chain(&self, work: &mut (dyn FnMut() + Send)) {
+        work();
+    }
+
     /// A tensor whose contents are unspecified.
     fn alloc(&self, dtype: Dtype, shape: &[usize]) -> Result<Tensor>;
 

@@ -124,14 +124,29 @@ impl Decoder {
         let packed = self.pack(backend, runs)?;
         check_rows(adapters, &self.config, packed.rows)?;
         work.fit(&self.config, packed.rows)?;
+        let mut outcome = Ok(());
+        backend.chain(&mut || outcome = self.walk(backend, runs, &packed, adapters, cache, work));
+        outcome?;
+        Ok(&work.normed)
+    }
+
+    /// From token ids to the normed output.
+    fn walk(
+        &self,
+        backend: &dyn Backend,
+        runs: &[Run<'_>],
+        packed: &Packed,
+        adapters: &[AdapterRows<'_>],
+        cache: &mut KvCache,
+        work: &mut Workspace,
+    ) -> Result<()> {
         backend.gather_rows(&mut work.hidden, &self.embedding, &packed.tokens)?;
         place_images(backend, &mut work.hidden, runs)?;
         for (layer, block) in self.blocks.iter().enumerate() {
-            self.attend(backend, layer, block, &packed, adapters, cache, work)?;
+            self.attend(backend, layer, block, packed, adapters, cache, work)?;
             self.transform(backend, layer, block, adapters, work)?;
         }
-        backend.rms_norm(&mut work.normed, &work.hidden, &self.norm, self.config.rms_eps as f32)?;
-        Ok(&work.normed)
+        backend.rms_norm(&mut work.normed, &work.hidden, &self.norm, self.config.rms_eps as f32)
     }
 
     /// hidden += attention(norm(hidden))

@@ -81,7 +81,9 @@ impl Model {
         let Some(tower) = &self.tower else {
             return Err(Error::caller("images", format!("a {:?} model reads no images", self.config.family)));
         };
-        tower.encode(&*self.backend, image)
+        let mut features = None;
+        self.backend.chain(&mut || features = Some(tower.encode(&*self.backend, image)));
+        features.ok_or_else(|| Error::internal("encode", "a chain of ops did not run"))?
     }
 
     /// Brings a PEFT adapter of this model to its backend.

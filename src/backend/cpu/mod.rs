@@ -86,6 +86,10 @@ impl Backend for Cpu {
         Dtype::F32
     }
 
+    fn chain(&self, work: &mut (dyn FnMut() + Send)) {
+        self.install(work);
+    }
+
     fn alloc(&self, dtype: Dtype, shape: &[usize]) -> Result<Tensor> {
         Tensor::zeros(dtype, shape)
     }
