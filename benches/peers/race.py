@@ -5,8 +5,8 @@
         --torch-python VENV/bin/python --llama-python VENV/bin/python [--candle CANDLE-PEER]
 
 Every turn runs each side once, in a process of its own; each side measures itself as benches/model.rs describes.
-Printed and kept (benches/history/) is the median over the turns, with the read bandwidth measured in each turn by
-the Pellucid side. The pythons are those that torch_model.py and llama_model.py say they need; a side whose program is
+Printed and kept (benches/history/) are medians over the turns, the read bandwidth, which the Pellucid side
+measures in each turn, included. The pythons are those that torch_model.py and llama_model.py say they need; a side whose program is
 not given does not run. The ratio is Pellucid's speed over the best peer's: above 1 Pellucid is faster.
 """
 
@@ -80,6 +80,7 @@ def main():
     parser.add_argument("--torch-python")
     parser.add_argument("--llama-python")
     parser.add_argument("--candle", help="the program built in benches/peers/candle")
+    parser.add_argument("--note", default="", help="what else to remember, such as what else the machine did")
     parser.add_argument("--compile", action="store_true", help="race torch.compile too")
     options = parser.parse_args()
 
@@ -96,7 +97,7 @@ def main():
         side: {name: statistics.median(record[name] for record in turns) for name in MEASURES}
         for side, turns in records.items()
     }
-    bandwidth = max(record["bandwidth"] for record in records["pellucid"])
+    bandwidth = statistics.median(record["bandwidth"] for record in records["pellucid"])
     weights = records["pellucid"][0]["weight_bytes"]
     peers = [side for side in table if side != "pellucid"]
     print(f"\n{cpu_name()}, {options.threads} threads, read bandwidth {bandwidth / 1e9:.1f} GB/s; tokens/s, medians")
@@ -116,6 +117,7 @@ def main():
         "commit": commit,
         "cpu": cpu_name(),
         "threads": options.threads,
+        "note": options.note,
         "load_before_each_side": load,
         "bandwidth": bandwidth,
         "weight_bytes": weights,
