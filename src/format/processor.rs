@@ -107,10 +107,36 @@ impl ImageProcessorConfig {
             if path.exists()
                 && let Some(config) = Self::from_document(&Document::read(&path)?, model.family)?
             {
+                config.check(&path, model)?;
                 return Ok(config);
             }
         }
         Err(Error::file(folder, format!("holds no image processor: neither {PREPROCESSOR} nor {PROCESSOR}")))
+    }
+
+    /// The pieces that pictures are cut into must be those the tower was built for.
+    fn check(&self, path: &Path, model: &ModelConfig) -> Result<()> {
+        let sizes = match (self.layout, &model.vision) {
+            (
+                PatchLayout::Flexible { patch, temporal_patch, merge, .. },
+                Some(VisionConfig::Qwen2Vl(tower) | VisionConfig::Qwen25Vl { tower, .. }),
+            ) => vec![
+                ("patch_size", patch, tower.patch),
+                ("temporal_patch_size", temporal_patch, tower.temporal_patch),
+                ("merge_size", merge, tower.merge),
+            ],
+            (PatchLayout::Tiles { side, .. }, Some(VisionConfig::InternVit(tower))) => {
+                vec![("size", side, tower.image)]
+            }
+            _ => Vec::new(),
+        };
+        match sizes.into_iter().find(|(_, ours, towers)| ours != towers) {
+            None => Ok(()),
+            Some((key, ours, towers)) => {
+                let what = format!("{key}: {ours}, but the image tower of config.json is built for {towers}");
+                Err(Error::file(path, what))
+            }
+        }
     }
 
     /// Reads the bytes of either file; `None` if it is a processor that says nothing about images.
