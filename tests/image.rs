@@ -356,28 +356,19 @@ fn claims_are_checked_before_memory_is_spent() {
     }
 }
 
+#[cfg(unix)]
 #[test]
-fn sources_are_paths_or_data_urls() {
-    use base64::Engine as _;
-    let folder = fixtures().join("files");
-    let decoder = Decoder::default();
-    let image = decoder.source("even.png", &folder, "image 0").unwrap();
-    let bytes = std::fs::read(folder.join("even.png")).unwrap();
-    let text = base64::engine::general_purpose::STANDARD.encode(bytes);
-    for url in
-        [format!("data:image/png;base64,{text}"), format!("data:;base64,\n{}\n", text.trim_end_matches('='))]
-    {
-        assert_eq!(decoder.source(&url, &folder, "image 0").unwrap(), image);
+fn files_that_are_no_images_are_refused_unread() {
+    let folder = tempfile::tempdir().unwrap();
+    for path in [folder.path(), "/dev/zero".as_ref()] {
+        let complaint = Decoder::default().file(path).unwrap_err().to_string();
+        assert!(
+            complaint.contains("no plain file") && complaint.contains(path.to_str().unwrap()),
+            "{complaint}"
+        );
     }
-    for (source, words) in [
-        ("data:image/png,abc", "image 3: expected a data URL"),
-        ("data:image/png;base64,!!", "image 3: the data URL is not base64"),
-        ("data:image/png;base64,AAAA", "image 3: not an image"),
-        ("missing.png", "missing.png: the image cannot be read"),
-    ] {
-        let complaint = decoder.source(source, &folder, "image 3").unwrap_err().to_string();
-        assert!(complaint.contains(words), "{complaint}");
-    }
+    let complaint = Decoder::default().file(folder.path().join("missing.png")).unwrap_err().to_string();
+    assert!(complaint.contains("missing.png: the image cannot be read"), "{complaint}");
 }
 
 proptest! {

@@ -20,6 +20,7 @@ pub use adapter::{Adapter, AdapterConfig};
 pub use config::ModelConfig;
 pub use folder::{GenerationConfig, ModelFolder, TokenizerConfig};
 pub use hub::hub_cache;
+pub(crate) use json::read_bytes;
 pub use processor::{ImageProcessorConfig, PatchLayout, Resample};
 pub use scan::{NonFinite, non_finite};
 pub use weights::{Checkpoint, FileDtype, TensorView, parse_index};

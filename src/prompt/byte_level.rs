@@ -3,6 +3,7 @@
 //! normalising and cutting text; that is known from the tokenizer class, and here it is Qwen2's.
 
 use crate::error::{Error, Result};
+use crate::format::read_bytes;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
@@ -19,8 +20,8 @@ pub(super) fn assembled(folder: &Path) -> Result<Vec<u8>> {
         return Err(Error::file(folder, what));
     }
     let path = folder.join("merges.txt");
-    let merges = std::fs::read_to_string(&path)
-        .map_err(|source| Error::file_because(&path, "cannot read the merges", source))?;
+    let merges = String::from_utf8(read_bytes(&path)?)
+        .map_err(|source| Error::file_because(&path, "is not utf-8", source))?;
     let merges: Vec<&str> =
         merges.lines().filter(|line| !line.is_empty() && !line.starts_with("#version")).collect();
     let tokenizer = json!({
@@ -72,7 +73,6 @@ fn added_tokens(folder: &Path, config: &Map<String, Value>) -> Result<Vec<Value>
 }
 
 fn object(path: &Path) -> Result<Map<String, Value>> {
-    let bytes = std::fs::read(path).map_err(|source| Error::file_because(path, "cannot be read", source))?;
-    serde_json::from_slice(&bytes)
+    serde_json::from_slice(&read_bytes(path)?)
         .map_err(|source| Error::file_because(path, "expected a JSON object", source))
 }

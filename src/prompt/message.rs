@@ -4,9 +4,10 @@
 //! for any of them. Pictures are taken out: the template sees `{"type": "image"}` wherever one stands, and the
 //! picture itself becomes an [`ImageReference`], in the order of reading.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use base64::Engine as _;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
@@ -15,7 +16,7 @@ use crate::error::{Error, Result};
 /// Where a picture is to be found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ImageReference {
-    /// A file, relative to wherever the request came from (see [`ImageReference::read`]).
+    /// A file, relative to wherever the request came from.
     Path(PathBuf),
     /// The encoded file itself (png, jpeg, ...), from a data URL, base64 or the caller's memory.
     Bytes(Vec<u8>),
@@ -49,25 +50,16 @@ impl ImageReference {
         Ok(ImageReference::Path(path.into()))
     }
 
-    /// Reads a picture given as bare base64.
+    /// Reads a picture given as bare base64, padded or not, in one line or several.
     pub fn from_base64(data: &str) -> Result<Self> {
-        let bytes = base64::engine::general_purpose::STANDARD.decode(data.trim());
-        bytes.map(ImageReference::Bytes).map_err(|e| {
+        const LENIENT: GeneralPurpose = GeneralPurpose::new(
+            &base64::alphabet::STANDARD,
+            GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+        );
+        let plain: Vec<u8> = data.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
+        LENIENT.decode(plain).map(ImageReference::Bytes).map_err(|e| {
             Error::caller("image", format!("base64 of {} characters does not decode: {e}", data.len()))
         })
-    }
-
-    /// The encoded picture and a name for error messages. Paths are relative to `base`.
-    pub fn read(&self, base: &Path) -> Result<(Vec<u8>, PathBuf)> {
-        match self {
-            ImageReference::Bytes(bytes) => Ok((bytes.clone(), "inline image".into())),
-            ImageReference::Path(path) => {
-                let path = base.join(path);
-                let bytes = std::fs::read(&path)
-                    .map_err(|e| Error::file_because(&path, "cannot read the image", e))?;
-                Ok((bytes, path))
-            }
-        }
     }
 }
 
@@ -327,6 +319,7 @@ mod tests {
     #[test]
     fn every_spelling_of_a_picture_is_one_image_part() {
         let bytes = ImageReference::Bytes(b"abc".to_vec());
+        let four = ImageReference::Bytes(b"abcd".to_vec());
         let path = ImageReference::Path("a.png".into());
         for (part, expected) in [
             (json!({"type": "image"}), None),
@@ -337,6 +330,7 @@ mod tests {
             (json!({"type": "image", "path": "a.png"}), Some(&path)),
             (json!({"type": "image", "image": {"bytes": null, "path": "a.png"}}), Some(&path)),
             (json!({"type": "image", "base64": "YWJj"}), Some(&bytes)),
+            (json!({"type": "image", "base64": "YWJj\nZA"}), Some(&four)),
             (json!({"type": "image_url", "image_url": {"url": "data:image/png;base64,YWJj"}}), Some(&bytes)),
             (json!({"type": "image_url", "image_url": "data:image/png;base64,YWJj"}), Some(&bytes)),
         ] {

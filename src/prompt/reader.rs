@@ -106,8 +106,15 @@ impl Reader {
         let Some(processor) = &self.processor else {
             return Err(Error::caller("images", "this model reads text only; leave the images out"));
         };
-        let (bytes, name) = reference.read(base)?;
-        processor.process(&self.decoder.bytes(&bytes, &name)?)
+        let name = match reference {
+            ImageReference::Bytes(_) => "inline image".into(),
+            ImageReference::Path(path) => base.join(path),
+        };
+        let image = match reference {
+            ImageReference::Bytes(bytes) => self.decoder.bytes(bytes, &name)?,
+            ImageReference::Path(_) => self.decoder.file(&name)?,
+        };
+        processor.process(&image).map_err(|refused| Error::file(&name, refused.to_string()))
     }
 }
 

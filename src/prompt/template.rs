@@ -1,12 +1,13 @@
 //! Chat templates: the Jinja a checkpoint brings, rendered byte for byte as transformers renders it.
 //!
-//! minijinja is the engine; the modules below hold what Python does differently. Like transformers, a template gets `messages`, `tools`, `documents`, `add_generation_prompt`, the
-//! special tokens, any further arguments, `raise_exception` and `strftime_now`; unlike there, the time is UTC
-//! and may be given, so that a rendering can be repeated. `{% generation %}` blocks stand for their contents.
+//! minijinja is the engine; the modules below hold what Python does differently. Like transformers, a template
+//! gets `messages`, `tools`, `documents`, `add_generation_prompt`, the special tokens, any further arguments,
+//! `raise_exception` and `strftime_now`; unlike there, the time is UTC and may be given, so that a rendering can
+//! be repeated. `{% generation %}` blocks stand for their contents.
 //!
 //! A template is code from a stranger. Its steps, its recursion and the size of what it writes are limited and
 //! a panic of the engine becomes an error. Two things are not limited: the memory of a value that a template
-//! keeps doubling without writing it, and the time one step takes over a long list.
+//! makes huge (by doubling, joining, indenting) without writing it, and the time one step takes over a long list.
 
 use std::fmt;
 use std::io;
@@ -19,6 +20,7 @@ use minijinja::{Environment, ErrorKind, Value};
 use serde_json::{Map, Value as Json};
 
 use crate::error::{Error, Result};
+use crate::format::read_bytes;
 
 mod date;
 mod json;
@@ -37,6 +39,7 @@ const DEPTH: usize = 200;
 const MAX_OUTPUT: usize = 64 << 20;
 /// Longest template read from a file.
 const MAX_SOURCE: usize = 4 << 20;
+
 /// What a template is rendered with besides the messages.
 #[derive(Clone, Debug, Default)]
 pub struct RenderOptions {
@@ -172,7 +175,7 @@ fn settle<T>(path: &Path, result: std::thread::Result<Result<T, minijinja::Error
             ErrorKind::OutOfFuel => "the template takes too many steps, does it loop forever?".to_owned(),
             kind => error.detail().map_or(kind.to_string(), |detail| format!("{kind}: {detail}")),
         };
-        Error::file_because(path, format!("chat template: {line}{what}"), error)
+        Error::file(path, format!("chat template: {line}{what}"))
     })
 }
 
@@ -213,16 +216,16 @@ fn special_tokens(config: &Json) -> Map<String, Json> {
 }
 
 fn read_text(path: &Path) -> Result<Option<String>> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::file_because(path, "cannot read the file", e)),
+    if !path.exists() {
+        return Ok(None);
     }
+    let text = String::from_utf8(read_bytes(path)?);
+    text.map(Some).map_err(|e| Error::file_because(path, "is not utf-8", e))
 }
 
 fn read_json(path: &Path) -> Result<Option<Json>> {
     let Some(text) = read_text(path)? else { return Ok(None) };
-    serde_json::from_str(&text).map(Some).map_err(|e| Error::file_because(path, format!("not JSON: {e}"), e))
+    serde_json::from_str(&text).map(Some).map_err(|e| Error::file_because(path, "not valid json", e))
 }
 
 /// Collects what a template writes, up to a little more than [`MAX_OUTPUT`].

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::byte_level;
 use crate::error::{Error, Result};
+use crate::format::read_bytes;
 
 /// A vocabulary with the rules that cut text into its tokens.
 pub struct Tokenizer {
@@ -43,9 +44,7 @@ impl Tokenizer {
     /// Reads a `tokenizer.json`.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let bytes =
-            std::fs::read(path).map_err(|e| Error::file_because(path, "cannot read the tokenizer", e))?;
-        Self::from_bytes(&bytes, path)
+        Self::from_bytes(&read_bytes(path)?, path)
     }
 
     /// Reads the content of a `tokenizer.json`; `path` is how errors name it.
@@ -130,7 +129,7 @@ fn guarded<T>(path: &Path, what: &str, call: impl FnOnce() -> tokenizers::Result
     // Unwind safety: a tokenizer's only interior state is its word cache, whose entries are whole.
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(e)) => Err(Error::file_because(path, format!("{what}: {e}"), e)),
+        Ok(Err(e)) => Err(Error::file_because(path, what, e)),
         Err(_) => Err(Error::file(path, format!("{what}: the file contradicts itself"))),
     }
 }

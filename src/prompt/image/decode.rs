@@ -7,8 +7,6 @@
 
 use super::{Rgb, jpeg, orientation};
 use crate::{Error, Result};
-use base64::Engine as _;
-use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use image::{DynamicImage, ExtendedColorType, ImageDecoder, ImageError, ImageReader};
 use std::io::{Cursor, Read};
 use std::path::Path;
@@ -42,37 +40,17 @@ impl Default for Decoder {
 }
 
 impl Decoder {
-    /// Decodes `source`: a data URL, or a path (relative to `folder`). Errors about a data URL call it `name`.
-    pub fn source(&self, source: &str, folder: &Path, name: &str) -> Result<Rgb> {
-        match source.strip_prefix("data:") {
-            Some(url) => self.bytes(&self.data_url(url, name)?, name),
-            None => self.file(folder.join(source)),
-        }
-    }
-
-    /// Decodes the file at `path`.
+    /// Decodes the plain file at `path` (a pipe or a device would block or never end).
     pub fn file(&self, path: impl AsRef<Path>) -> Result<Rgb> {
         let path = path.as_ref();
         let unreadable = |error| Error::file_because(path, "the image cannot be read", error);
+        if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
+            return Err(Error::file(path, "expected an image, got something that is no plain file"));
+        }
         let file = std::fs::File::open(path).map_err(unreadable)?;
         let mut bytes = Vec::new();
         file.take(self.max_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(unreadable)?;
         self.bytes(&bytes, path)
-    }
-
-    fn data_url(&self, url: &str, name: &str) -> Result<Vec<u8>> {
-        const LENIENT: GeneralPurpose = GeneralPurpose::new(
-            &base64::alphabet::STANDARD,
-            GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-        );
-        let Some((_, text)) = url.split_once(";base64,") else {
-            return Err(Error::file(name, "expected a data URL of the form data:image/png;base64,..."));
-        };
-        if text.len() as u64 / 4 * 3 > self.max_bytes {
-            return Err(self.too_long(name.as_ref()));
-        }
-        let text: Vec<u8> = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
-        LENIENT.decode(text).map_err(|error| Error::file_because(name, "the data URL is not base64", error))
     }
 
     fn too_long(&self, name: &Path) -> Error {
@@ -92,7 +70,8 @@ impl Decoder {
             let wanted = orientation::wanted(found.exif.as_deref(), found.xmp.as_deref());
             return Ok(orientation::upright(found.image, wanted));
         }
-        let damaged = |error: ImageError| Error::file_because(name, "the image cannot be decoded", error);
+        // Without the error as a source: it repeats its own cause.
+        let damaged = |error: ImageError| Error::file(name, format!("the image cannot be decoded: {error}"));
         let mut reader = ImageReader::new(Cursor::new(bytes));
         let mut limits = image::Limits::default();
         limits.max_alloc = Some(self.max_pixels.saturating_mul(8).saturating_add(1 << 20));
