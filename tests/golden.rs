@@ -6,7 +6,9 @@
 mod support;
 
 use pellucid::backend::{Backend, cpu::Cpu};
-use pellucid::engine::{Finish, Generation, Input, Sampling, Score, ScoreRequest, generate, score};
+use pellucid::engine::{
+    Finish, Generation, Input, PREFILL_CHUNK, Sampling, Score, ScoreRequest, generate, score,
+};
 use pellucid::format::adapter::Adapter;
 use pellucid::format::{Checkpoint, ModelFolder};
 use pellucid::model::Model;
@@ -55,7 +57,7 @@ impl Loaded {
 
     fn request(&self, prompt: &Prompt) -> ScoreRequest {
         let input = Input::prepare(&self.model, &self.read(prompt)).unwrap();
-        ScoreRequest { input, completion: prompt.completion_ids.clone() }
+        ScoreRequest::new(&self.model, input, prompt.completion_ids.clone()).unwrap()
     }
 
     fn score(&self, prompt: &Prompt) -> Score {
@@ -157,11 +159,40 @@ fn greedy_tokens_and_text_are_those_of_transformers() {
             );
 
             // The promise: what the sampler records is what scoring the same tokens gives, bit for bit.
-            let request = ScoreRequest { input, completion: completion.tokens };
+            let request = ScoreRequest::new(&loaded.model, input, completion.tokens).unwrap();
             let scored = score(&loaded.model, None, &[request], 1.0, 4096).unwrap().remove(0);
             assert_eq!(scored.logprobs, completion.logprobs, "{} {}", case.name, prompt.name);
             assert!(scored.greedy.iter().all(|&greedy| greedy), "{} {}", case.name, prompt.name);
         }
+    }
+}
+
+/// The promise where it is hardest to keep: drawn at a temperature, with pictures and an adapter, behind a prompt
+/// of several chunks of prefill and splits of the attention, scored in chunks of another size.
+#[test]
+fn sampled_logprobs_are_the_scored_ones_behind_long_prompts() {
+    for (case, dtype) in CASES.map(Case::read).iter().zip([Dtype::F32, Dtype::BF16].into_iter().cycle()) {
+        let loaded = Loaded::new(case, cpu(), dtype);
+        let adapter = case.adapter().exists().then(|| Adapter::open(&case.adapter()).unwrap());
+        let adapter = adapter.map(|file| loaded.model.adapter(&file).unwrap());
+        let prompt = case.expected.prompts.last().unwrap();
+        let mut read = loaded.read(prompt);
+        read.prompt.tokens.extend((1..200).cycle().take(PREFILL_CHUNK + 100));
+        let input = Input::prepare(&loaded.model, &read).unwrap();
+        let sampling =
+            Sampling { temperature: 0.7, max_tokens: 40, ignore_eos: true, seed: 5, ..Sampling::default() };
+        let with = Generation {
+            model: &loaded.model,
+            tokenizer: loaded.reader.tokenizer(),
+            adapter: adapter.as_ref(),
+            end_tokens: &[],
+            logprobs: true,
+        };
+        let completion = generate(with, &input, &sampling, |_| Ok(())).unwrap();
+        let request = ScoreRequest::new(&loaded.model, input, completion.tokens).unwrap();
+        let scored = score(&loaded.model, adapter.as_ref(), &[request], 0.7, 300).unwrap().remove(0);
+        assert_eq!(scored.logprobs, completion.logprobs, "{} {dtype}", case.name);
+        assert!(scored.greedy.contains(&false), "{}: nothing was drawn", case.name);
     }
 }
 

@@ -51,6 +51,7 @@ pub(crate) struct Arguments {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object that holds a prompt and a completion")]
 struct Record {
     #[serde(flatten)]
     prompt: PromptRecord,
@@ -72,9 +73,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     let opened = arguments.model_flags.open(&arguments.model, global)?;
     let lines = Lines::open(&arguments.input)?;
     let base = arguments.input.parent().unwrap_or(Path::new(""));
-    let file = File::create(&arguments.output)
-        .with_context(|| format!("cannot write {}", arguments.output.display()))?;
-    let mut out = BufWriter::new(file);
+    let mut out = BufWriter::new(create(&arguments.output, &arguments.input)?);
     let hidden = global.quiet || !std::io::stderr().is_terminal();
     let bar = ProgressBar::with_draw_target(
         None,
@@ -89,7 +88,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
         let (place, record) = line?;
         let number = totals.sequences + gathered.len() as u64;
         let (id, request) = read(&opened, record, base, number).with_context(|| place.to_string())?;
-        tokens += request.input.tokens().len() + request.completion.len();
+        tokens += request.input().tokens().len() + request.completion().len();
         gathered.push((id, request));
         if tokens >= GATHER {
             flush(&opened, arguments, &mut gathered, &mut out, &mut totals)?;
@@ -98,7 +97,6 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
         }
     }
     flush(&opened, arguments, &mut gathered, &mut out, &mut totals)?;
-    out.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
     bar.finish_and_clear();
     let mean = totals.logp / totals.tokens.max(1) as f64;
     if global.json {
@@ -108,6 +106,15 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
         eprintln!("{} completions, {} tokens, mean log-prob {mean:.4}", totals.sequences, totals.tokens);
     }
     Ok(())
+}
+
+/// The output, emptied, unless that would empty the input.
+fn create(output: &Path, input: &Path) -> Result<File> {
+    let real = |path: &Path| path.canonicalize().ok();
+    if real(output).is_some_and(|output| real(input) == Some(output)) {
+        bail!("{} is the input too; write the scores to another file", output.display());
+    }
+    File::create(output).with_context(|| format!("cannot write {}", output.display()))
 }
 
 #[derive(Default)]
@@ -124,7 +131,8 @@ fn read(opened: &Opened, record: Record, base: &Path, number: u64) -> Result<(Va
         _ => bail!("give either completion or completion_token_ids"),
     };
     let (id, words, images) = record.prompt.into_parts(number)?;
-    Ok((id, ScoreRequest { input: opened.input(&words, &images, base)?, completion }))
+    let input = opened.input(&words, &images, base)?;
+    Ok((id, ScoreRequest::new(&opened.model, input, completion)?))
 }
 
 fn flush(
@@ -144,8 +152,8 @@ fn flush(
         totals.logp += logprobs.iter().map(|&logp| f64::from(logp)).sum::<f64>();
         let line = Scored {
             id,
-            prompt_token_ids: request.input.tokens(),
-            completion_token_ids: &request.completion,
+            prompt_token_ids: request.input().tokens(),
+            completion_token_ids: request.completion(),
             logprobs,
             greedy,
             entropy,

@@ -6,6 +6,7 @@ use super::stop::StopWatch;
 use crate::error::Result;
 use crate::model::{Adapter, AdapterRows, Model, Run, pages_for};
 use crate::prompt::tokenizer::Tokenizer;
+use crate::tensor::Dtype;
 
 /// Tokens per forward pass while the prompt is read; bounds the work space, changes no bit.
 pub const PREFILL_CHUNK: usize = 1024;
@@ -69,7 +70,7 @@ pub fn generate(
     let Generation { model, tokenizer, adapter, end_tokens, .. } = with;
     let backend = &*model.backend;
     let prompt = input.tokens().len();
-    let most = prompt + sampling.max_tokens;
+    let most = prompt.saturating_add(sampling.max_tokens);
     check_context(model, most)?;
     // The last drawn token is never run.
     let mut cache = model.cache(pages_for(most - 1))?;
@@ -100,9 +101,8 @@ pub fn generate(
             continue;
         }
         let hidden = model.decoder.rows(backend, normed, &[last])?;
-        let logits = backend.download(&model.decoder.logits(backend, &hidden)?)?;
-        let mut logits: Vec<f32> = logits.to_f64().into_iter().map(|logit| logit as f32).collect();
-        let token = sampling.draw(&mut logits, &tokens, tokens.len())?;
+        let mut logits = backend.download(&model.decoder.logits(backend, &hidden)?)?.converted(Dtype::F32)?;
+        let token = sampling.draw(logits.as_mut_slice()?, &tokens, tokens.len())?;
         if with.logprobs {
             let temperature = if sampling.temperature == 0.0 { 1.0 } else { sampling.temperature };
             let scored = model.decoder.logprobs(backend, &hidden, &[token], temperature)?;

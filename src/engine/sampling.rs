@@ -53,8 +53,8 @@ impl Sampling {
         if self.max_tokens == 0 {
             return refuse("max-tokens is 0; ask for at least one token".into());
         }
-        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            return refuse(format!("temperature {} is not a number from 0 up", self.temperature));
+        if self.temperature != 0.0 && !divides(self.temperature) {
+            return refuse(format!("temperature {} is neither 0 nor from {COLDEST} up", self.temperature));
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
             return refuse(format!("top-p {} does not lie in (0, 1]", self.top_p));
@@ -73,11 +73,12 @@ impl Sampling {
 
     /// Draws a token for `position`. `seen` are the tokens of the sequence so far.
     pub fn draw(&self, logits: &mut [f32], seen: &[u32], position: usize) -> Result<u32> {
-        if let Some(bad) = logits.iter().position(|logit| logit.is_nan()) {
-            return Err(Error::caller(
-                "sample",
-                format!("the logit of token {bad} at {position} is not a number; are the weights sound?"),
-            ));
+        if let Some(bad) = logits.iter().position(|logit| !logit.is_finite()) {
+            let what = format!(
+                "the logit of token {bad} at position {position} is {}; look at the weights with `inspect`",
+                logits[bad]
+            );
+            return Err(Error::caller("sample", what));
         }
         penalise(logits, seen, self.repetition_penalty);
         if self.temperature == 0.0 {
@@ -121,6 +122,14 @@ impl Sampling {
         order.truncate(nucleus.min(probable).max(1));
         Some(order)
     }
+}
+
+/// Colder than this, logits divided by the temperature could leave the range of f32.
+pub(super) const COLDEST: f32 = 1e-6;
+
+/// Whether logits can be divided by this temperature.
+pub(super) fn divides(temperature: f32) -> bool {
+    temperature >= COLDEST && temperature.is_finite()
 }
 
 fn penalise(logits: &mut [f32], seen: &[u32], penalty: f32) {
@@ -200,6 +209,7 @@ mod tests {
         for (sampling, name) in [
             (Sampling { max_tokens: 0, ..Default::default() }, "max-tokens"),
             (Sampling { temperature: f32::NAN, ..Default::default() }, "temperature"),
+            (Sampling { temperature: 1e-40, ..Default::default() }, "temperature"),
             (Sampling { top_p: 0.0, ..Default::default() }, "top-p"),
             (Sampling { min_p: 1.0, ..Default::default() }, "min-p"),
             (Sampling { repetition_penalty: 0.0, ..Default::default() }, "repetition-penalty"),
@@ -207,7 +217,9 @@ mod tests {
         ] {
             assert!(sampling.check().unwrap_err().to_string().contains(name));
         }
-        let mut logits = [0.0, f32::NAN];
-        assert!(Sampling::default().draw(&mut logits, &[], 0).unwrap_err().to_string().contains("token 1"));
+        for broken in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let error = Sampling::default().draw(&mut [0.0, broken], &[], 0).unwrap_err().to_string();
+            assert!(error.contains("token 1") && error.contains(&broken.to_string()), "{error}");
+        }
     }
 }

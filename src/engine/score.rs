@@ -3,17 +3,41 @@
 
 use super::input::{Input, check_context};
 use super::pages::PagePool;
+use super::sampling::{COLDEST, divides};
 use crate::error::{Error, Result};
 use crate::model::{Adapter, AdapterRows, Model, PlacedImage, Run, pages_for};
 use std::ops::Range;
 
+const OP: &str = "score";
+
 /// One completion to score.
 #[derive(Debug)]
 pub struct ScoreRequest {
+    input: Input,
+    completion: Vec<u32>,
+}
+
+impl ScoreRequest {
+    /// The tokens that followed a prompt. Refuses what the model cannot hold.
+    pub fn new(model: &Model, input: Input, completion: Vec<u32>) -> Result<Self> {
+        let vocab = model.config.decoder.vocab;
+        if let Some((at, id)) = completion.iter().enumerate().find(|(_, id)| **id as usize >= vocab) {
+            let what = format!("completion token {at} is {id}, but the vocabulary has {vocab} ids");
+            return Err(Error::caller(OP, what));
+        }
+        check_context(model, input.tokens().len().saturating_add(completion.len()))?;
+        Ok(ScoreRequest { input, completion })
+    }
+
     /// The prompt.
-    pub input: Input,
+    pub fn input(&self) -> &Input {
+        &self.input
+    }
+
     /// The tokens that followed it.
-    pub completion: Vec<u32>,
+    pub fn completion(&self) -> &[u32] {
+        &self.completion
+    }
 }
 
 /// What a completion scores, a value per token.
@@ -35,25 +59,21 @@ pub fn score(
     temperature: f32,
     budget: usize,
 ) -> Result<Vec<Score>> {
-    if !(temperature > 0.0 && temperature.is_finite()) {
-        return Err(Error::caller("score", format!("temperature {temperature} is not above 0")));
+    if !divides(temperature) {
+        return Err(Error::caller(
+            OP,
+            format!("temperature {temperature} is not a number from {COLDEST} up"),
+        ));
     }
-    let mut whole = Vec::with_capacity(requests.len());
-    for request in requests {
-        let vocab = model.config.decoder.vocab;
-        if let Some(id) = request.completion.iter().find(|&&id| id as usize >= vocab) {
-            return Err(Error::caller(
-                "score",
-                format!("completion token {id} is not below the vocabulary of {vocab}"),
-            ));
-        }
-        whole.push([request.input.tokens(), &request.completion].concat());
-        check_context(model, whole[whole.len() - 1].len())?;
+    if budget == 0 {
+        return Err(Error::caller(OP, "a budget of 0 tokens per pass; allow at least one"));
     }
+    let whole: Vec<Vec<u32>> =
+        requests.iter().map(|request| [request.input.tokens(), &request.completion].concat()).collect();
     // The last token of a sequence predicts nothing we ask for.
     let lengths: Vec<usize> = whole.iter().map(|tokens| tokens.len() - 1).collect();
     let images: Vec<Vec<PlacedImage<'_>>> = requests.iter().map(|request| request.input.images()).collect();
-    let passes = plan(&lengths, budget.max(1));
+    let passes = plan(&lengths, budget);
     let backend = &*model.backend;
     let mut cache = model.cache(pages_needed(&passes, &lengths))?;
     let mut pool = PagePool::new(cache.pages());
@@ -94,6 +114,15 @@ pub fn score(
             let (logp, entropy) = (logp?.to_f64(), entropy?.to_f64());
             let greedy = backend.download(&out.greedy)?.to_f64();
             for (i, want) in wanted.iter().enumerate() {
+                if !(logp[i].is_finite() && entropy[i].is_finite()) {
+                    let what = format!(
+                        "the log-prob of token {} of sequence {} is {}; look at the weights with `inspect`",
+                        want.position + 1,
+                        want.sequence,
+                        logp[i]
+                    );
+                    return Err(Error::caller(OP, what));
+                }
                 let score = &mut scores[want.sequence];
                 score.logprobs.push(logp[i] as f32);
                 score.entropy.push(entropy[i] as f32);
