@@ -238,9 +238,21 @@ fn generate_refuses_what_it_cannot_do_in_one_line() {
     generate(&["--image", "tests/golden/images/files/absent.png"]).fails_with(&["image"]);
     generate(&["--adapter", "tests"]).fails_with(&["tests/adapter_config.json"]);
     generate(&["--temperature=-1"]).fails_with(&["temperature"]);
+    generate(&["--temperature", "1e-40"]).fails_with(&["temperature"]);
+    generate(&["--max-tokens", &usize::MAX.to_string()]).fails_with(&["the model's context is 4096"]);
     let vision = ["generate", "tests/golden/qwen2_vl/model", "--prompt", "Hello", "--image"];
     pellucid(&[&vision[..], &["tests/absent.png"]].concat()).fails_with(&["tests/absent.png"]);
     pellucid(&[&vision[..], &["Cargo.toml"]].concat()).fails_with(&["Cargo.toml"]);
+
+    let folder = copy("qwen2_vl/model");
+    damage(&folder, "preprocessor_config.json", |bytes| {
+        replaced(&bytes, "\"merge_size\": 2", "\"merge_size\": 3")
+    });
+    pellucid(&["generate", folder.path().to_str().unwrap(), "--prompt", "Hello"]).fails_with(&[
+        "preprocessor_config.json",
+        "merge_size: 3",
+        "built for 2",
+    ]);
 }
 
 #[test]
@@ -272,7 +284,43 @@ fn score_answers_every_line_and_names_the_line_it_cannot_read() {
         assert_eq!(lengths, [length("completion_token_ids"); 3]);
         assert!(record["logprobs"].as_array().unwrap().iter().all(|logp| logp.as_f64().unwrap() <= 0.0));
     }
-    score(&format!("{good}\n{{\"prompt")).fails_with(&["in.jsonl line 2"]);
+    score(&format!("{good}\n{{\"prompt")).fails_with(&["in.jsonl line 2, column 8: EOF"]);
     score(r#"{"prompt": "Hello"}"#).fails_with(&["in.jsonl line 1", "completion"]);
-    score(r#"{"prompt_token_ids": [1], "completion_token_ids": [999999]}"#).fails_with(&["999999"]);
+    score(r#"{"prompt_token_ids": [1], "completion_token_ids": [999999]}"#)
+        .fails_with(&["in.jsonl line 1", "999999"]);
+    // A picture is never left out in silence, whichever name it goes by.
+    for key in ["images", "image"] {
+        score(&format!(r#"{{"prompt": "Hello", "completion": "x", "{key}": "a.png"}}"#))
+            .fails_with(&["in.jsonl line 1", "reads text only"]);
+    }
+}
+
+#[test]
+fn score_never_empties_its_input() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("lines.jsonl");
+    let lines = r#"{"prompt": "Hello", "completion": " there"}"#;
+    std::fs::write(&path, lines).unwrap();
+    let path = path.to_str().unwrap();
+    pellucid(&["score", "--model", MODEL, "--input", path, "--output", path])
+        .fails_with(&["lines.jsonl is the input too"]);
+    assert_eq!(std::fs::read_to_string(path).unwrap(), lines);
+}
+
+#[test]
+fn numbers_that_are_none_end_in_an_error_not_in_a_record() {
+    let model = copy("qwen2/model");
+    // The last two bytes of the file are weights.
+    damage(&model, "model.safetensors", |mut bytes| {
+        let end = bytes.len();
+        bytes[end - 2..].fill(0xff);
+        bytes
+    });
+    let model = model.path().to_str().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(at("in.jsonl"), r#"{"prompt": "Hello", "completion": " there"}"#).unwrap();
+    pellucid(&["generate", model, "--prompt", "Hello", "--quiet"]).fails_with(&["logit", "NaN", "inspect"]);
+    pellucid(&["score", "--model", model, "--input", &at("in.jsonl"), "--output", &at("out.jsonl")])
+        .fails_with(&["log-prob", "NaN", "inspect"]);
 }

@@ -1,6 +1,6 @@
 //! JSONL requests: a prompt per line, in the three shapes a prompt can have.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use pellucid::prompt::message::{ImageReference, Message};
 use pellucid::prompt::reader::Words;
 use serde::{Deserialize, de::DeserializeOwned};
@@ -23,12 +23,20 @@ pub(crate) struct PromptRecord {
     messages: Option<Value>,
     prompt: Option<String>,
     prompt_token_ids: Option<Vec<u32>>,
-    #[serde(default)]
-    images: Vec<String>,
+    #[serde(alias = "image")]
+    images: Option<Images>,
+}
+
+/// Pictures beside the words; a lone one is as common as a list, and under either name.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected a picture's path or data URL, or a list of them")]
+enum Images {
+    One(String),
+    Many(Vec<String>),
 }
 
 impl PromptRecord {
-    /// The id (the line's number where there is none), the words, and the pictures beside them.
+    /// The id (`number` where there is none), the words, and the pictures beside them.
     pub(crate) fn into_parts(self, number: u64) -> Result<(Value, Words, Vec<ImageReference>)> {
         let words = match (self.messages, self.prompt, self.prompt_token_ids) {
             (Some(messages), None, None) => Words::Messages(Message::list_from_json(messages)?),
@@ -36,8 +44,12 @@ impl PromptRecord {
             (None, None, Some(ids)) => Words::Ids(ids),
             _ => bail!("give exactly one of messages, prompt and prompt_token_ids"),
         };
-        let images =
-            self.images.iter().map(|image| ImageReference::parse(image)).collect::<Result<_, _>>()?;
+        let images = match &self.images {
+            None => &[][..],
+            Some(Images::One(image)) => std::slice::from_ref(image),
+            Some(Images::Many(images)) => images,
+        };
+        let images = images.iter().map(|image| ImageReference::parse(image)).collect::<Result<_, _>>()?;
         Ok((self.id.unwrap_or(Value::from(number)), words, images))
     }
 }
@@ -84,11 +96,18 @@ impl<R: DeserializeOwned> Lines<R> {
                 bail!("{place}: longer than {LONGEST} bytes");
             }
             if !line.trim_ascii().is_empty() {
-                let record = serde_json::from_slice(&line).with_context(|| place.to_string())?;
+                let record = serde_json::from_slice(&line).map_err(|broken| fault(place, &broken))?;
                 return Ok(Some((place.clone(), record)));
             }
         }
     }
+}
+
+/// What is wrong with a line. The parser took it for a file of one line, which would read as another place.
+fn fault(place: &Place, broken: &serde_json::Error) -> anyhow::Error {
+    let what = broken.to_string();
+    let what = what.split(" at line 1 column").next().unwrap_or_default();
+    anyhow!("{place}, column {}: {what}", broken.column())
 }
 
 impl<R: DeserializeOwned> Iterator for Lines<R> {
