@@ -153,7 +153,8 @@ impl Defaults {
 pub(super) const WIDEST: usize = 1 << 20;
 pub(super) const DEEPEST: usize = 1 << 12;
 const LARGEST_VOCAB: usize = 1 << 28;
-const LONGEST_CONTEXT: usize = 1 << 32;
+/// Positions are i32.
+const LONGEST_CONTEXT: usize = i32::MAX as usize;
 
 pub(super) fn read(text: &Object, defaults: &Defaults, tied_head: bool) -> Result<DecoderConfig> {
     let width = |key, default| text.whole(key, 1..=WIDEST).map(|width| width.unwrap_or(default));
