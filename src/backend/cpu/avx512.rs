@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::isa::{COLUMNS, Isa, LANES};
+use super::panel::{self, Panels};
 use half::bf16;
 use std::arch::x86_64::*;
 
@@ -113,6 +114,66 @@ impl Isa for Avx512 {
             let mut out = [0.0; COLUMNS];
             _mm_storeu_ps(out.as_mut_ptr(), sums);
             out
+        }
+    }
+
+    #[inline(always)]
+    fn own_products(self, out: &mut [f32], x: &[&[bf16]], w: &[&[bf16]]) -> bool {
+        panel::products(self, out, x, w);
+        true
+    }
+}
+
+impl Panels for Avx512 {
+    #[inline(always)]
+    fn repeat(self, pair: &[bf16; 2]) -> __m512bh {
+        // SAFETY: `self` proves the features; both vector types are 512 plain bits.
+        unsafe { std::mem::transmute(_mm512_set1_epi32(bytemuck::cast(*pair))) }
+    }
+
+    #[inline(always)]
+    fn store_pairs(self, pairs: __m512bh, to: &mut [bf16; 2 * LANES]) {
+        // SAFETY: `self` proves the features; the reference covers the 64 bytes written; both vector types
+        // are 512 plain bits.
+        unsafe {
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), std::mem::transmute::<__m512bh, __m512i>(pairs))
+        }
+    }
+
+    #[inline(always)]
+    fn transpose(self, rows: [__m512bh; LANES]) -> [__m512bh; LANES] {
+        // Pairs change places within two rows, then within four, then quarters within eight and sixteen.
+        // SAFETY: `self` proves the features; both array types are 16 times 512 plain bits.
+        unsafe {
+            let r: [__m512i; LANES] = std::mem::transmute(rows);
+            let mut two = r;
+            for i in (0..LANES).step_by(2) {
+                two[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+                two[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+            }
+            let mut four = two;
+            for i in (0..LANES).step_by(4) {
+                four[i] = _mm512_unpacklo_epi64(two[i], two[i + 2]);
+                four[i + 1] = _mm512_unpackhi_epi64(two[i], two[i + 2]);
+                four[i + 2] = _mm512_unpacklo_epi64(two[i + 1], two[i + 3]);
+                four[i + 3] = _mm512_unpackhi_epi64(two[i + 1], two[i + 3]);
+            }
+            // four[4g + c] holds, in quarter q, column 4q + c of rows 4g..4g+4.
+            let mut eight = four;
+            for c in 0..4 {
+                for half in 0..2 {
+                    let (a, b) = (four[8 * half + c], four[8 * half + 4 + c]);
+                    eight[8 * half + c] = _mm512_shuffle_i32x4::<0b10_00_10_00>(a, b);
+                    eight[8 * half + 4 + c] = _mm512_shuffle_i32x4::<0b11_01_11_01>(a, b);
+                }
+            }
+            // eight[8h + c] holds columns c and 8 + c, eight[8h + 4 + c] columns 4 + c and 12 + c, of rows 8h..8h+8.
+            let mut all = eight;
+            for c in 0..8 {
+                all[c] = _mm512_shuffle_i32x4::<0b10_00_10_00>(eight[c], eight[8 + c]);
+                all[8 + c] = _mm512_shuffle_i32x4::<0b11_01_11_01>(eight[c], eight[8 + c]);
+            }
+            std::mem::transmute::<[__m512i; LANES], [__m512bh; LANES]>(all)
         }
     }
 }

@@ -30,6 +30,11 @@ pub(super) trait Operand: Element {
     fn multiply_add<I: Isa>(isa: I, sums: I::Lanes, a: Self::Loaded<I>, b: Self::Loaded<I>) -> I::Lanes;
     /// 16 values as f32 lanes.
     fn widen<I: Isa>(isa: I, from: &[Self; LANES]) -> I::Lanes;
+    /// All products, if the instruction set has a way of its own for this type; says whether it has.
+    #[inline(always)]
+    fn own_products<I: Isa>(_isa: I, _out: &mut [f32], _x: &[&[Self]], _w: &[&[Self]]) -> bool {
+        false
+    }
 }
 
 impl Operand for f32 {
@@ -89,6 +94,11 @@ impl Operand for bf16 {
     #[inline(always)]
     fn widen<I: Isa>(isa: I, from: &[bf16; LANES]) -> I::Lanes {
         isa.widen(from)
+    }
+
+    #[inline(always)]
+    fn own_products<I: Isa>(isa: I, out: &mut [f32], x: &[&[bf16]], w: &[&[bf16]]) -> bool {
+        isa.own_products(out, x, w)
     }
 }
 
@@ -164,6 +174,9 @@ pub(super) fn products<I: Isa, E: Operand>(isa: I, out: &mut [f32], x: &[&[E]], 
     isa.run(
         #[inline(always)]
         || {
+            if E::own_products(isa, out, x, w) {
+                return;
+            }
             for start in (0..inner).step_by(CHUNK) {
                 chunk_products(isa, out, x, w, start..inner.min(start + CHUNK));
             }

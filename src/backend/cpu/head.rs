@@ -5,6 +5,7 @@ use super::{
     isa::{Isa, with_isa},
     linear::prepare,
     math,
+    scratch::Scratch,
     values::{Matrix, floats, floats_mut},
 };
 use crate::{
@@ -18,7 +19,7 @@ use std::{borrow::Cow, ops::Range};
 const BLOCK: usize = 512;
 
 /// Rows whose logits are held at a time.
-const HEIGHT: usize = 48;
+const HEIGHT: usize = 128;
 
 /// What one row knows about one block of the vocabulary, or about all blocks so far.
 #[derive(Debug, Clone, Copy)]
@@ -86,7 +87,7 @@ pub(super) fn logprobs(
         .collect();
     with_isa!(cpu.level, isa => cpu.spread(blocks.iter_mut().collect(), |(block, summaries)| {
         isa.run(#[inline(always)] || {
-            let mut logits = vec![0.0; HEIGHT.min(sizes.rows) * block.len()];
+            let mut logits = Scratch::<f32>::new(HEIGHT.min(sizes.rows) * block.len());
             for first in (0..sizes.rows).step_by(HEIGHT) {
                 let rows = first..sizes.rows.min(first + HEIGHT);
                 let logits = &mut logits[..rows.len() * block.len()];

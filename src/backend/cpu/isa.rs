@@ -46,6 +46,11 @@ pub(super) trait Isa: Copy + Send + Sync {
     fn add_products(self, sums: Self::Lanes, a: Self::Pairs, b: Self::Pairs) -> Self::Lanes;
     /// The sum over each vector's lanes, by one fixed tree.
     fn sums(self, vectors: [Self::Lanes; COLUMNS]) -> [f32; COLUMNS];
+    /// All products of rows of bf16, where this instruction set has its own way; says whether it has.
+    #[inline(always)]
+    fn own_products(self, _out: &mut [f32], _x: &[&[bf16]], _w: &[&[bf16]]) -> bool {
+        false
+    }
 }
 
 /// The instruction sets there are kernels for.

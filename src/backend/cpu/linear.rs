@@ -4,6 +4,7 @@ use super::{
     Cpu,
     isa::{Isa, with_isa},
     math,
+    scratch::Scratch,
     tile::{Tile, tiles},
     values::{Matrix, Rows, floats, floats_mut, narrow, vector},
 };
@@ -12,14 +13,13 @@ use crate::{
     error::Result,
     tensor::{Dtype, Tensor},
 };
-use half::bf16;
 use std::{borrow::Cow, ops::Range};
 
-/// Rows of a tile: with a chunk of the inner axis, half of the second cache.
-const HEIGHT: usize = 96;
+/// Rows of a tile: enough for what is done once per tile and column to cost little.
+const HEIGHT: usize = 512;
 
 /// Columns of a tile at most, so that ragged shapes still share out evenly.
-const WIDTH: usize = 128;
+const WIDTH: usize = 96;
 
 /// A linear whose tensors have been looked at and whose adapters' first products are done.
 struct Layer<'a> {
@@ -94,7 +94,7 @@ pub(super) fn gated_linear(
             let mut gate = gate.tile(isa, &x, &tile);
             let up = up.tile(isa, &x, &tile);
             math::activate(&mut gate, activation);
-            gate.iter_mut().zip(&up).for_each(|(gate, &up)| *gate *= up);
+            gate.iter_mut().zip(up.iter()).for_each(|(gate, &up)| *gate *= up);
             finish_tile(tile, &gate, &Finish::Store);
         });
     }));
@@ -113,7 +113,7 @@ fn plain_products(
     let tiles = tiles(out, columns, HEIGHT, WIDTH);
     with_isa!(cpu.level, isa => cpu.spread(tiles, |tile| {
         isa.run(#[inline(always)] || {
-            let mut y = vec![0.0; tile.rows.len() * tile.columns.len()];
+            let mut y = Scratch::new(tile.rows.len() * tile.columns.len());
             let rows = first_row + tile.rows.start..first_row + tile.rows.end;
             x.products(isa, &mut y, rows, weight, tile.columns.clone());
             finish_tile(tile, &y, &Finish::Store);
@@ -143,9 +143,9 @@ impl<'a> Layer<'a> {
 
     /// base + bias + s·adapter, in this order, for one tile.
     #[inline(always)]
-    fn tile<I: Isa>(&self, isa: I, x: &Rows<'_>, tile: &Tile<'_>) -> Vec<f32> {
+    fn tile<I: Isa>(&self, isa: I, x: &Rows<'_>, tile: &Tile<'_>) -> Scratch<f32> {
         let width = tile.columns.len();
-        let mut y = vec![0.0; tile.rows.len() * width];
+        let mut y = Scratch::new(tile.rows.len() * width);
         x.products(isa, &mut y, tile.rows.clone(), self.weight, tile.columns.clone());
         if let Some(bias) = &self.bias {
             for y in y.chunks_exact_mut(width) {
@@ -157,11 +157,11 @@ impl<'a> Layer<'a> {
             if rows.is_empty() {
                 continue;
             }
-            let mut delta = vec![0.0; rows.len() * width];
+            let mut delta = Scratch::<f32>::new(rows.len() * width);
             let own = rows.start - adapter.rows.start..rows.end - adapter.rows.start;
             adapter.hidden.products(isa, &mut delta, own, adapter.b, tile.columns.clone());
             let y = &mut y[(rows.start - tile.rows.start) * width..][..delta.len()];
-            y.iter_mut().zip(&delta).for_each(|(y, &d)| *y += adapter.scale * d);
+            y.iter_mut().zip(delta.iter()).for_each(|(y, &d)| *y += adapter.scale * d);
         }
         y
     }
@@ -175,10 +175,10 @@ fn is_narrow(linear: &Linear<'_>) -> bool {
 
 /// Rounds rows, if their weight needs it.
 pub(super) fn prepare<'a>(cpu: &Cpu, values: Cow<'a, [f32]>, inner: usize, rounded: bool) -> Rows<'a> {
-    let mut rows = Rows { values, narrow: Vec::new(), inner };
+    let length = if rounded { values.len() } else { 0 };
+    let mut rows = Rows { values, narrow: Scratch::new(length), inner };
     if rounded {
         const PIECE: usize = 1 << 16;
-        rows.narrow = vec![bf16::ZERO; rows.values.len()];
         let pieces: Vec<_> = rows.narrow.chunks_mut(PIECE).zip(rows.values.chunks(PIECE)).collect();
         with_isa!(cpu.level, isa => cpu.spread(pieces, |(to, from)| {
             isa.run(#[inline(always)] || narrow(to, from));

@@ -11,9 +11,12 @@ mod isa;
 mod linear;
 mod math;
 mod norm;
+#[cfg(target_arch = "x86_64")]
+mod panel;
 mod portable;
 mod probe;
 mod rows;
+mod scratch;
 mod tile;
 mod values;
 #[cfg(target_arch = "x86_64")]

@@ -1,6 +1,6 @@
 //! Tensors as the slices kernels read, and refusals for dtypes there is no kernel for.
 
-use super::{dot::products, isa::Isa, math};
+use super::{dot::products, isa::Isa, math, scratch::Scratch};
 use crate::{
     error::{Error, Result},
     tensor::{Dtype, Tensor},
@@ -53,7 +53,7 @@ impl<'a> Matrix<'a> {
 #[derive(Debug)]
 pub(super) struct Rows<'a> {
     pub(super) values: Cow<'a, [f32]>,
-    pub(super) narrow: Vec<bf16>,
+    pub(super) narrow: Scratch<bf16>,
     pub(super) inner: usize,
 }
 
