@@ -17,6 +17,8 @@
 
 pub mod check;
 pub mod cpu;
+#[cfg(feature = "emu")]
+pub mod gpu;
 pub mod plain;
 
 use crate::{

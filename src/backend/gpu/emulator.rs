@@ -1,0 +1,287 @@
+//! The emulated device of `kernels/emu`, seen as a [`Runtime`].
+//!
+//! Launches run at once, on the calling thread, one at a time. Each emulator has memory of its own, so tests that
+//! run beside each other do not meet. In checked mode a launch that breaks a rule of CUDA returns an error that
+//! names the rule, the kernel, block, thread and place; the device stays usable.
+
+#![allow(unsafe_code)]
+
+use super::{Address, Argument, Launch, Runtime, TensorMap, TensorShape};
+use crate::error::{Error, Result};
+use std::{
+    ffi::{CStr, CString, c_char, c_void},
+    ptr::NonNull,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+/// The C++ side's state.
+#[repr(C)]
+struct Machine {
+    opaque: [u8; 0],
+}
+
+unsafe extern "C" {
+    fn emu_new() -> *mut Machine;
+    fn emu_delete(machine: *mut Machine);
+    fn emu_configure(machine: *mut Machine, order: u32, seed: u64, checked: bool);
+    fn emu_allocate(machine: *mut Machine, bytes: usize) -> u64;
+    fn emu_release(machine: *mut Machine, address: u64) -> *const c_char;
+    fn emu_host(machine: *mut Machine, address: u64, bytes: usize) -> *mut u8;
+    fn emu_launch(
+        machine: *mut Machine,
+        name: *const c_char,
+        grid: *const u32,
+        block: *const u32,
+        shared: u32,
+        arguments: *const *const c_void,
+        sizes: *const usize,
+        count: usize,
+    ) -> *const c_char;
+    fn emu_tensor_map(
+        out: *mut u8,
+        address: u64,
+        rank: u32,
+        sizes: *const u64,
+        strides: *const u64,
+        tile: *const u32,
+        element: u32,
+        swizzle: u32,
+    ) -> *const c_char;
+}
+
+/// In which order threads and blocks get their turns. A correct kernel gives the same under all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Order {
+    /// Lowest first.
+    #[default]
+    Ascending,
+    /// Highest first.
+    Descending,
+    /// By a seed, with turns taken away at any synchronisation.
+    Random(u64),
+}
+
+/// How an emulator runs kernels.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Who goes first.
+    pub order: Order,
+    /// Follow every access: bounds, alignment, uninitialised reads, races, missing fences. Several times slower.
+    pub checked: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings { order: Order::Ascending, checked: true }
+    }
+}
+
+struct State {
+    machine: NonNull<Machine>,
+    recording: Option<Graph>,
+}
+
+// SAFETY: the machine has no ties to a thread between calls (a launch sets its thread-local state and clears it),
+// and it is reached through the mutex in `Emulator` alone.
+unsafe impl Send for State {}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        // SAFETY: the pointer came from `emu_new` and nothing uses it after this.
+        unsafe { emu_delete(self.machine.as_ptr()) }
+    }
+}
+
+/// A device on the CPU.
+pub struct Emulator(Mutex<State>);
+
+impl std::fmt::Debug for Emulator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Emulator")
+    }
+}
+
+/// Launches recorded by [`Runtime::capture`].
+#[derive(Debug, Default)]
+pub struct Graph(Vec<Recorded>);
+
+#[derive(Debug, Clone)]
+struct Recorded {
+    kernel: String,
+    grid: [u32; 3],
+    block: [u32; 3],
+    shared: u32,
+    arguments: Vec<Argument>,
+}
+
+impl Emulator {
+    /// A device with no memory allocated.
+    pub fn new(settings: Settings) -> Result<Self> {
+        // SAFETY: takes no arguments and shares nothing.
+        let machine = NonNull::new(unsafe { emu_new() }).ok_or_else(|| {
+            Error::machine("emulator", "cannot reserve 80 GB of addresses; raise the limit on virtual memory")
+        })?;
+        let (order, seed) = match settings.order {
+            Order::Ascending => (0, 0),
+            Order::Descending => (1, 0),
+            Order::Random(seed) => (2, seed),
+        };
+        // SAFETY: the machine is ours alone and `order` is one of the three that C++ knows.
+        unsafe { emu_configure(machine.as_ptr(), order, seed, settings.checked) };
+        Ok(Emulator(Mutex::new(State { machine, recording: None })))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic while locked leaves nothing half done: the C++ side finishes each call.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The host's pointer to device memory.
+fn host(op: &'static str, state: &State, at: Address, bytes: usize) -> Result<*mut u8> {
+    // SAFETY: looks the address up, does not follow it.
+    let pointer = unsafe { emu_host(state.machine.as_ptr(), at.0, bytes) };
+    if pointer.is_null() && bytes != 0 {
+        return Err(Error::internal(op, format!("{bytes} bytes at {:#x} are not in one allocation", at.0)));
+    }
+    Ok(pointer)
+}
+
+/// The text behind a non-null pointer from C++.
+///
+/// # Safety
+/// `text` is null or a C string that outlives the call.
+unsafe fn complaint(op: &'static str, text: *const c_char) -> Result<()> {
+    if text.is_null() {
+        return Ok(());
+    }
+    // SAFETY: the caller's promise.
+    let text = unsafe { CStr::from_ptr(text) };
+    Err(Error::internal(op, text.to_string_lossy()))
+}
+
+impl Runtime for Emulator {
+    type Graph = Graph;
+
+    fn alloc(&self, bytes: usize) -> Result<Address> {
+        let state = self.state();
+        // SAFETY: the machine is locked.
+        match unsafe { emu_allocate(state.machine.as_ptr(), bytes) } {
+            0 => Err(Error::machine(
+                "alloc",
+                format!("no room for {bytes} more bytes; the emulator has 4 GiB"),
+            )),
+            address => Ok(Address(address)),
+        }
+    }
+
+    fn release(&self, address: Address) -> Result<()> {
+        let state = self.state();
+        // SAFETY: the machine is locked; the text is a constant.
+        unsafe { complaint("release", emu_release(state.machine.as_ptr(), address.0)) }
+    }
+
+    fn upload(&self, to: Address, bytes: &[u8]) -> Result<()> {
+        let state = self.state();
+        let target = host("upload", &state, to, bytes.len())?;
+        if !bytes.is_empty() {
+            // SAFETY: `host` found the range inside one allocation, which no Rust reference points into.
+            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), target, bytes.len()) }
+        }
+        Ok(())
+    }
+
+    fn download(&self, from: Address, bytes: &mut [u8]) -> Result<()> {
+        let state = self.state();
+        let source = host("download", &state, from, bytes.len())?;
+        if !bytes.is_empty() {
+            // SAFETY: `host` found the range inside one allocation, which is readable and disjoint from ours.
+            unsafe { std::ptr::copy_nonoverlapping(source, bytes.as_mut_ptr(), bytes.len()) }
+        }
+        Ok(())
+    }
+
+    fn tensor_map(&self, shape: &TensorShape<'_>) -> Result<TensorMap> {
+        let rank = shape.sizes.len();
+        if shape.tile.len() != rank || shape.strides.len() + 1 != rank {
+            return Err(Error::internal(
+                "tensor_map",
+                format!(
+                    "{rank} sizes with {} strides and {} tile sides",
+                    shape.strides.len(),
+                    shape.tile.len()
+                ),
+            ));
+        }
+        let mut map = [0; 128];
+        // SAFETY: `map` has the 128 bytes that are written; the slices have `rank`, `rank - 1` and `rank` entries,
+        // as was checked; the text is a constant.
+        unsafe {
+            complaint(
+                "tensor_map",
+                emu_tensor_map(
+                    map.as_mut_ptr(),
+                    shape.address.0,
+                    rank as u32,
+                    shape.sizes.as_ptr(),
+                    shape.strides.as_ptr(),
+                    shape.tile.as_ptr(),
+                    shape.element,
+                    shape.swizzle,
+                ),
+            )?;
+        }
+        Ok(TensorMap(map))
+    }
+
+    fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        let mut state = self.state();
+        if let Some(graph) = &mut state.recording {
+            let &Launch { kernel, grid, block, shared, arguments } = launch;
+            let (kernel, arguments) = (kernel.to_owned(), arguments.to_vec());
+            graph.0.push(Recorded { kernel, grid, block, shared, arguments });
+            return Ok(());
+        }
+        let name = CString::new(launch.kernel)
+            .map_err(|_| Error::internal("launch", format!("no kernel is named {:?}", launch.kernel)))?;
+        let bytes: Vec<&[u8]> = launch.arguments.iter().map(Argument::bytes).collect();
+        let sizes: Vec<usize> = bytes.iter().map(|b| b.len()).collect();
+        let pointers: Vec<*const c_void> = bytes.iter().map(|b| b.as_ptr().cast()).collect();
+        // SAFETY: every pointer is to as many bytes as `sizes` says, and C++ compares these sizes with the kernel's
+        // parameters before it reads them. Kernels reach memory of the machine only, or fault into a report; the
+        // report lives until the next launch, and the machine is locked until it has been copied.
+        unsafe {
+            let report = emu_launch(
+                state.machine.as_ptr(),
+                name.as_ptr(),
+                launch.grid.as_ptr(),
+                launch.block.as_ptr(),
+                launch.shared,
+                pointers.as_ptr(),
+                sizes.as_ptr(),
+                sizes.len(),
+            );
+            complaint("launch", report)
+        }
+    }
+
+    fn sync(&self) -> Result<()> {
+        Ok(()) // launches have run when they return
+    }
+
+    fn capture(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Graph> {
+        if self.state().recording.replace(Graph::default()).is_some() {
+            return Err(Error::internal("capture", "a capture is already under way"));
+        }
+        let outcome = body();
+        let graph = self.state().recording.take().unwrap_or_default();
+        outcome.map(|()| graph)
+    }
+
+    fn replay(&self, graph: &Graph) -> Result<()> {
+        graph.0.iter().try_for_each(|recorded| {
+            let Recorded { kernel, grid, block, shared, arguments } = recorded;
+            self.launch(&Launch { kernel, grid: *grid, block: *block, shared: *shared, arguments })
+        })
+    }
+}

@@ -1,0 +1,122 @@
+//! What our kernels run on: memory that is not ours, and launches into it.
+//!
+//! [`Runtime`] is all that a device must offer, so everything above it (shape checks, tile choice, grid
+//! arithmetic, memory plans) is the same code on every one. The emulator implements it on the CPU, with checks that no device makes:
+//! see `kernels/emu`.
+
+mod emulator;
+
+pub use emulator::{Emulator, Graph, Order, Settings};
+
+use crate::error::Result;
+
+/// A place in a device's memory. Zero is null.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(transparent)]
+pub struct Address(pub u64);
+
+impl Address {
+    /// The place `bytes` further on.
+    pub fn plus(self, bytes: usize) -> Self {
+        Address(self.0 + bytes as u64)
+    }
+}
+
+/// One kernel launch.
+#[derive(Debug, Clone)]
+pub struct Launch<'a> {
+    /// The kernel's exported name.
+    pub kernel: &'a str,
+    /// Blocks along x, y, z.
+    pub grid: [u32; 3],
+    /// Threads of a block along x, y, z.
+    pub block: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+    /// In the kernel's order.
+    pub arguments: &'a [Argument],
+}
+
+/// A kernel argument.
+#[derive(Debug, Clone, Copy)]
+pub enum Argument {
+    /// A pointer.
+    Address(Address),
+    /// `int`
+    I32(i32),
+    /// `unsigned`
+    U32(u32),
+    /// `int64_t`
+    I64(i64),
+    /// `float`
+    F32(f32),
+    /// `__grid_constant__ CUtensorMap`
+    TensorMap(TensorMap),
+}
+
+impl Argument {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Argument::Address(value) => bytemuck::bytes_of(value),
+            Argument::I32(value) => bytemuck::bytes_of(value),
+            Argument::U32(value) => bytemuck::bytes_of(value),
+            Argument::I64(value) => bytemuck::bytes_of(value),
+            Argument::F32(value) => bytemuck::bytes_of(value),
+            Argument::TensorMap(value) => &value.0,
+        }
+    }
+}
+
+/// An encoded tensor map, opaque but to the device that made it.
+#[derive(Debug, Clone, Copy)]
+pub struct TensorMap([u8; 128]);
+
+/// How the tensor memory accelerator should see a tensor; dimensions from the innermost on.
+#[derive(Debug, Clone, Copy)]
+pub struct TensorShape<'a> {
+    /// Where it begins; a multiple of 16.
+    pub address: Address,
+    /// Bytes of an element.
+    pub element: u32,
+    /// Elements along each dimension.
+    pub sizes: &'a [u64],
+    /// Bytes from one index to the next, from dimension 1 on; multiples of 16.
+    pub strides: &'a [u64],
+    /// Elements of the box that one copy moves.
+    pub tile: &'a [u32],
+    /// Bytes the swizzle spans: 0, 32, 64 or 128.
+    pub swizzle: u32,
+}
+
+/// A device: memory, launches in order, and sequences of launches that can be run again.
+pub trait Runtime {
+    /// A recorded sequence of launches.
+    type Graph;
+
+    /// Memory of unspecified contents.
+    fn alloc(&self, bytes: usize) -> Result<Address>;
+
+    /// Gives back what [`Runtime::alloc`] gave.
+    fn release(&self, address: Address) -> Result<()>;
+
+    /// Copies host bytes into memory.
+    fn upload(&self, to: Address, bytes: &[u8]) -> Result<()>;
+
+    /// Copies memory to host bytes, after all launches before it.
+    fn download(&self, from: Address, bytes: &mut [u8]) -> Result<()>;
+
+    /// Encodes a tensor map.
+    fn tensor_map(&self, shape: &TensorShape<'_>) -> Result<TensorMap>;
+
+    /// Runs a kernel after all launches before it; a fault may be reported at the next [`Runtime::sync`].
+    fn launch(&self, launch: &Launch<'_>) -> Result<()>;
+
+    /// Waits for all launches.
+    fn sync(&self) -> Result<()>;
+
+    /// Records the launches that `body` makes instead of running them.
+    fn capture(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Self::Graph>;
+
+    /// Runs recorded launches, with the arguments they had.
+    fn replay(&self, graph: &Self::Graph) -> Result<()>;
+}
