@@ -6,6 +6,7 @@
 mod bugs;
 mod facilities;
 mod hopper;
+mod rms_norm;
 
 use pellucid::backend::gpu::{Address, Argument, Emulator, Launch, Order, Runtime, Settings};
 
