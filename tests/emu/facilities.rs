@@ -4,7 +4,7 @@ use super::{blank, device, devices, download, launch, upload, whole};
 use half::bf16;
 use pellucid::backend::gpu::{
     Argument::{self, Address as At, F32, I32},
-    Launch, Runtime,
+    Emulator, Launch, Runtime, Settings,
 };
 
 #[test]
@@ -136,6 +136,30 @@ fn matrix_loads_and_products_follow_their_fragments() {
             assert_eq!(download::<f32>(&device, d, 128), expected, "k = {k}, turned = {turned}");
         }
     }
+}
+
+#[test]
+fn without_checks_results_are_the_same_and_faults_are_still_reported() {
+    let device = Emulator::new(Settings { checked: false, ..Settings::default() }).unwrap();
+    let input = whole(1000, 7);
+    let (at, out) = (upload(&device, &input), blank::<f32>(&device, 1000));
+    launch(&device, "test_copy", [1, 64], 2 * 64 * 16, &[At(out), At(at), I32(1000), I32(0)]).unwrap();
+    assert_eq!(download::<f32>(&device, out, 1000), input);
+    for again in [false, true] {
+        // One element too many: y ends at a page that cannot be touched.
+        let arguments = [At(out), At(at), F32(1.0), I32(1000), I32(1)];
+        let report = launch(&device, "test_axpy", [16, 64], 0, &arguments).unwrap_err();
+        assert!(report.starts_with("launch: out-of-bounds: "), "{report}");
+        assert!(
+            report.contains("0 bytes past an allocation of 4000 bytes; kernel test_axpy, block (15, 0, 0)"),
+            "{report}"
+        );
+        assert!(report.contains("thread (40, 0, 0)"), "again {again}: {report}");
+    }
+    device.release(at).unwrap();
+    let report =
+        launch(&device, "test_axpy", [1, 64], 0, &[At(out), At(at), F32(1.0), I32(9), I32(0)]).unwrap_err();
+    assert!(report.contains("out-of-bounds"), "{report}");
 }
 
 #[test]
