@@ -1,4 +1,6 @@
 // The C interface that `src/backend/gpu/emulator.rs` drives, launches, and reports.
+#include <dlfcn.h>
+#include <execinfo.h>
 #include <signal.h>
 
 #include <cstdarg>
@@ -19,6 +21,31 @@ static std::map<std::string, Kernel>& kernels() {
 
 void add_kernel(const Kernel& kernel) { kernels()[kernel.name] = kernel; }
 
+// Where in a kernel the running thread is, by addr2line; empty where that or the line table is missing.
+static std::string source_line() {
+    void* frames[32];
+    const int count = backtrace(frames, 32);
+    std::string command;
+    for (int i = 0; i < count; i++) {
+        Dl_info in;
+        if (!dladdr(frames[i], &in)) continue;
+        if (command.empty()) command = std::string("addr2line -i -e '") + in.dli_fname + "'";
+        char address[32];  // one byte back: of the call, not of what follows it
+        snprintf(address, sizeof address, " %#tx", static_cast<char*>(frames[i]) - 1 - static_cast<char*>(in.dli_fbase));
+        command += address;
+    }
+    FILE* lines = command.empty() ? nullptr : popen((command + " 2>/dev/null").c_str(), "r");
+    std::string found;
+    char line[1024];
+    while (lines && fgets(line, sizeof line, lines)) {
+        const char* file = strstr(line, "kernels/");
+        const char* number = strstr(line, ".cu:");
+        if (found.empty() && file && number) found.assign(file, number + 4 + strspn(number + 4, "0123456789"));
+    }
+    if (lines) pclose(lines);
+    return found;
+}
+
 // Writes the report and abandons the launch. Kernels own nothing that would need a destructor.
 void Machine::fail(const char* rule, const char* format, ...) {
     char text[1024];
@@ -33,6 +60,8 @@ void Machine::fail(const char* rule, const char* format, ...) {
         snprintf(text, sizeof text, ", thread (%u, %u, %u)", now->thread.x, now->thread.y, now->thread.z);
         report += text;
     }
+    const std::string line = now && lines ? source_line() : "";
+    if (!line.empty()) report += ", at " + line;
     void* abandoned;
     emu_switch(&abandoned, launcher);
     abort();
@@ -182,10 +211,11 @@ Machine* emu_new() {
 }
 void emu_delete(Machine* m) { delete m; }
 
-void emu_configure(Machine* m, uint32_t order, uint64_t seed, bool checked) {
+void emu_configure(Machine* m, uint32_t order, uint64_t seed, bool checked, bool lines) {
     m->order = Order(order);
     m->random_state = seed * 0x9E3779B97F4A7C15 | 1;
     m->checked = checked;
+    m->lines = lines;
 }
 
 uint64_t emu_allocate(Machine* m, size_t bytes) { return m->allocate(bytes); }

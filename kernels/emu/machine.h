@@ -137,7 +137,7 @@ struct Machine {
     // How to run.
     Order order = Order::ascending;
     uint64_t random_state = 1;
-    bool checked = true;
+    bool checked = true, lines = false;
 
     // The launch.
     const Kernel* kernel = nullptr;

@@ -4,7 +4,7 @@
 use super::{blank, device, devices, launch, upload, whole};
 use pellucid::backend::gpu::{
     Argument::{self, Address as At, F32, I32},
-    Emulator,
+    Emulator, Settings,
 };
 
 /// Runs the broken kernel in every order; the report must name one of the rules, the kernel, and a block.
@@ -39,6 +39,16 @@ fn axpy(bug: i32) -> impl Fn(&Emulator) -> Result<(), String> {
 #[test]
 fn a_read_past_a_global_allocation() {
     reported(&["out-of-bounds"], "test_axpy", axpy(1));
+}
+
+#[test]
+fn a_report_with_its_source_line() {
+    if std::process::Command::new("addr2line").arg("--version").output().is_err() {
+        return; // the line is left out then
+    }
+    let device = Emulator::new(Settings { lines: true, ..Settings::default() }).unwrap();
+    let report = axpy(1)(&device).unwrap_err();
+    assert!(report.contains("thread (0, 0, 0), at kernels/emu/tests/basics.cu:11"), "{report}");
 }
 
 #[test]

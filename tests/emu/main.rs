@@ -13,7 +13,10 @@ use pellucid::backend::gpu::{Address, Argument, Emulator, Launch, Order, Runtime
 /// Every order threads can be given turns in; random ones by different seeds.
 fn devices() -> Vec<Emulator> {
     let orders = [Order::Ascending, Order::Descending, Order::Random(1), Order::Random(2), Order::Random(3)];
-    orders.into_iter().map(|order| Emulator::new(Settings { order, checked: true }).unwrap()).collect()
+    orders
+        .into_iter()
+        .map(|order| Emulator::new(Settings { order, ..Settings::default() }).unwrap())
+        .collect()
 }
 
 fn device() -> Emulator {

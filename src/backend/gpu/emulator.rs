@@ -23,7 +23,7 @@ struct Machine {
 unsafe extern "C" {
     fn emu_new() -> *mut Machine;
     fn emu_delete(machine: *mut Machine);
-    fn emu_configure(machine: *mut Machine, order: u32, seed: u64, checked: bool);
+    fn emu_configure(machine: *mut Machine, order: u32, seed: u64, checked: bool, lines: bool);
     fn emu_allocate(machine: *mut Machine, bytes: usize) -> u64;
     fn emu_release(machine: *mut Machine, address: u64) -> *const c_char;
     fn emu_host(machine: *mut Machine, address: u64, bytes: usize) -> *mut u8;
@@ -68,11 +68,13 @@ pub struct Settings {
     pub order: Order,
     /// Follow every access: bounds, alignment, uninitialised reads, races, missing fences. Several times slower.
     pub checked: bool,
+    /// Let reports name the kernel's source line, by `addr2line`; takes a second or so a report.
+    pub lines: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings { order: Order::Ascending, checked: true }
+        Settings { order: Order::Ascending, checked: true, lines: false }
     }
 }
 
@@ -127,7 +129,7 @@ impl Emulator {
             Order::Random(seed) => (2, seed),
         };
         // SAFETY: the machine is ours alone and `order` is one of the three that C++ knows.
-        unsafe { emu_configure(machine.as_ptr(), order, seed, settings.checked) };
+        unsafe { emu_configure(machine.as_ptr(), order, seed, settings.checked, settings.lines) };
         Ok(Emulator(Mutex::new(State { machine, recording: None })))
     }
 
