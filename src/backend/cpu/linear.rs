@@ -2,7 +2,7 @@
 
 use super::{
     Cpu,
-    isa::{Isa, with_isa},
+    isa::{Isa, LANES, with_isa},
     math,
     scratch::Scratch,
     tile::{Tile, tiles},
@@ -18,8 +18,14 @@ use std::{borrow::Cow, ops::Range};
 /// Rows of a tile: enough for what is done once per tile and column to cost little.
 const HEIGHT: usize = 512;
 
-/// Columns of a tile at most, so that ragged shapes still share out evenly.
-const WIDTH: usize = 96;
+/// Columns of a tile of many rows: a panel's, so that no tile ends in a narrow one.
+const WIDTH: usize = 48;
+
+/// Rows up to which weights are read from memory for every row anew.
+const FEW: usize = 8;
+
+/// Products that one thread does in the time it takes to wake another.
+const ALONE: usize = 1 << 18;
 
 /// A linear whose tensors have been looked at and whose adapters' first products are done.
 struct Layer<'a> {
@@ -63,7 +69,7 @@ pub(super) fn linear(
     let out = floats_mut(OP, "out", out)?;
     let x = prepare(cpu, Cow::Borrowed(floats(OP, "x", x)?), sizes.inner, is_narrow(linear));
     let layer = Layer::prepare(cpu, OP, &x, linear)?;
-    let tiles = tiles(out, sizes.columns, HEIGHT, width(cpu, sizes.rows, sizes.columns));
+    let tiles = tiles(out, sizes.columns, HEIGHT, width(cpu, sizes.rows, sizes.columns, sizes.inner));
     with_isa!(cpu.level, isa => cpu.spread(tiles, |tile| {
         isa.run(#[inline(always)] || {
             let y = layer.tile(isa, &x, &tile);
@@ -88,7 +94,7 @@ pub(super) fn gated_linear(
     let narrow = is_narrow(gate) || is_narrow(up);
     let x = prepare(cpu, Cow::Borrowed(floats(OP, "x", x)?), sizes.inner, narrow);
     let (gate, up) = (Layer::prepare(cpu, OP, &x, gate)?, Layer::prepare(cpu, OP, &x, up)?);
-    let tiles = tiles(out, sizes.columns, HEIGHT, width(cpu, sizes.rows, sizes.columns));
+    let tiles = tiles(out, sizes.columns, HEIGHT, width(cpu, sizes.rows, sizes.columns, sizes.inner));
     with_isa!(cpu.level, isa => cpu.spread(tiles, |tile| {
         isa.run(#[inline(always)] || {
             let mut gate = gate.tile(isa, &x, &tile);
@@ -187,10 +193,18 @@ pub(super) fn prepare<'a>(cpu: &Cpu, values: Cow<'a, [f32]>, inner: usize, round
     rows
 }
 
-/// Columns per tile: a few tiles per thread, whole blocks each.
-fn width(cpu: &Cpu, rows: usize, columns: usize) -> usize {
-    let share = columns.div_ceil(4 * cpu.threads);
-    if rows > HEIGHT { WIDTH } else { share.next_multiple_of(16) }
+/// Columns per tile. Many rows: a panel's. Few rows: a few tiles per thread, of whole vectors, such that the threads
+/// end together; among equals the most tiles, which even out threads that are held up. Little work: one tile.
+fn width(cpu: &Cpu, rows: usize, columns: usize, inner: usize) -> usize {
+    if rows * columns * inner <= ALONE {
+        return columns.max(1);
+    }
+    if rows > FEW {
+        return WIDTH;
+    }
+    let widths = (1..=4).rev().map(|share| columns.div_ceil(share * cpu.threads).next_multiple_of(LANES));
+    let longest = |width: &usize| columns.div_ceil(*width).div_ceil(cpu.threads) * width;
+    widths.min_by_key(longest).unwrap_or(columns)
 }
 
 /// Writes a tile's results the way the epilogue says.
