@@ -1,4 +1,5 @@
-//! Dot products of many rows with many rows: the one loop behind linears, attention scores and the head.
+//! Dot products of many rows with many rows: the loop behind linears, attention scores and the head, but where an
+//! instruction set has a way of its own for a type (bf16 on AVX-512, see `panel.rs`).
 //!
 //! Every product x[t]·w[n] is summed in the same order wherever it stands: steps of one vector into one
 //! vector of sums, chunk after chunk of the inner axis, each chunk closed by the same tree. Blocks of
