@@ -3,6 +3,7 @@
 //! No strides, no broadcasting, no views: what an op needs beyond "these rows in this order" is in the
 //! op's own signature. Host bytes are either owned (64-byte aligned, so vector loads never straddle a
 //! line) or a window into a memory-mapped checkpoint, which is how weights are used without a second copy.
+//! Bytes of a device are held by a handle that only its backend can follow; the host sees them by a download.
 //!
 //! Axis letters, here and everywhere: `T` packed tokens, `B` sequences, `H` query heads, `G` key/value
 //! heads, `D` head dim, `C` hidden, `F` ffn, `V` vocabulary, `L` layers, `R` LoRA rank, `P` page size,
@@ -79,14 +80,25 @@ struct Line([u8; 64]);
 /// Bytes shared with someone else (a mapped file), kept alive by the handle.
 pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
+/// Memory of a device, given back when the last tensor in it is dropped.
+pub trait DeviceMemory: Send + Sync {
+    /// Where it begins, in the device's terms.
+    fn address(&self) -> u64;
+
+    /// How long it is.
+    fn bytes(&self) -> usize;
+}
+
 /// Where a tensor's bytes live.
 #[derive(Clone)]
 enum Buffer {
     Owned(Vec<Line>),
     Shared { bytes: SharedBytes, range: Range<usize> },
+    Device { memory: Arc<dyn DeviceMemory>, offset: usize },
 }
 
-/// A contiguous row-major tensor.
+/// A contiguous row-major tensor. A clone of a device's tensor is another handle to the same memory, which then is
+/// no longer written to.
 #[derive(Clone)]
 pub struct Tensor {
     dtype: Dtype,
@@ -140,6 +152,33 @@ impl Tensor {
         Ok(Tensor { dtype, shape: shape.to_vec(), buffer: Buffer::Shared { bytes, range } })
     }
 
+    /// A tensor at the beginning of a device's memory.
+    pub fn on_device(dtype: Dtype, shape: &[usize], memory: Arc<dyn DeviceMemory>) -> Result<Self> {
+        let needed = byte_length(dtype, shape)?;
+        if memory.bytes() < needed {
+            let what = format!("{} bytes of a device do not hold a {dtype} tensor {shape:?}", memory.bytes());
+            return Err(Error::internal("tensor", what));
+        }
+        Ok(Tensor { dtype, shape: shape.to_vec(), buffer: Buffer::Device { memory, offset: 0 } })
+    }
+
+    /// Where the tensor begins on its device; none if the host holds it.
+    pub fn device_address(&self) -> Option<u64> {
+        match &self.buffer {
+            Buffer::Device { memory, offset } => Some(memory.address() + *offset as u64),
+            _ => None,
+        }
+    }
+
+    /// Whether nobody else holds this memory, so that it may be written to.
+    pub fn is_exclusive(&self) -> bool {
+        match &self.buffer {
+            Buffer::Owned(_) => true,
+            Buffer::Shared { .. } => false,
+            Buffer::Device { memory, .. } => Arc::strong_count(memory) == 1,
+        }
+    }
+
     /// The element type.
     pub fn dtype(&self) -> Dtype {
         self.dtype
@@ -189,18 +228,23 @@ impl Tensor {
         Ok(self)
     }
 
-    /// Gives an owned tensor another shape in place, reusing its memory; its contents are then unspecified
-    /// (stale or zero). Memory grows when needed and never shrinks: this is how work space is kept.
-    pub fn reuse_as(&mut self, shape: &[usize]) -> Result<()> {
-        let lines = byte_length(self.dtype, shape)?.div_ceil(64);
-        match &mut self.buffer {
-            Buffer::Owned(owned) if owned.len() >= lines => self.shape = shape.to_vec(),
-            _ => *self = Tensor::zeros(self.dtype, shape)?,
+    /// Gives a tensor another shape in place if its memory is its own and large enough, and says whether it was.
+    /// Its contents are then unspecified (stale or zero).
+    pub fn reuse_as(&mut self, shape: &[usize]) -> Result<bool> {
+        let needed = byte_length(self.dtype, shape)?;
+        let held = match &self.buffer {
+            Buffer::Owned(owned) => size_of_val(&owned[..]),
+            Buffer::Shared { .. } => return Ok(false),
+            Buffer::Device { memory, offset } => memory.bytes() - offset,
+        };
+        let fits = held >= needed && self.is_exclusive();
+        if fits {
+            self.shape = shape.to_vec();
         }
-        Ok(())
+        Ok(fits)
     }
 
-    /// Rows `range` of the leading axis: a narrower window for mapped bytes, a copy for owned ones. This is
+    /// Rows `range` of the leading axis: a narrower window for a mapping or a device, a copy for owned bytes. This is
     /// how a fused weight (q, k and v in one) becomes separate ones.
     pub fn rows_of(&self, range: Range<usize>) -> Result<Tensor> {
         let mut shape = self.shape.clone();
@@ -215,6 +259,10 @@ impl Tensor {
                 let inner = outer.start + window.start..outer.start + window.end;
                 Tensor::shared(self.dtype, &shape, bytes.clone(), inner)
             }
+            Buffer::Device { memory, offset } => {
+                let buffer = Buffer::Device { memory: memory.clone(), offset: offset + window.start };
+                Ok(Tensor { dtype: self.dtype, shape, buffer })
+            }
             Buffer::Owned(_) => {
                 let mut out = Tensor::zeros(self.dtype, &shape)?;
                 out.bytes_mut()?.copy_from_slice(&self.bytes()[window]);
@@ -224,16 +272,21 @@ impl Tensor {
     }
 
     /// The raw bytes.
+    ///
+    /// # Panics
+    /// If they are a device's: download the tensor first.
     pub fn bytes(&self) -> &[u8] {
         match &self.buffer {
             Buffer::Owned(owned) => &bytemuck::cast_slice(owned)[..self.byte_len()],
             Buffer::Shared { bytes, range } => &(**bytes).as_ref()[range.clone()],
+            Buffer::Device { .. } => panic!("{self:?} was read by the host before it was downloaded"),
         }
     }
 
     /// The elements, if `E` is their type.
     pub fn as_slice<E: Element>(&self) -> Result<&[E]> {
         self.expect_dtype(E::DTYPE)?;
+        self.expect_host()?;
         Ok(bytemuck::cast_slice(self.bytes()))
     }
 
@@ -249,6 +302,9 @@ impl Tensor {
         match &mut self.buffer {
             Buffer::Owned(owned) => Ok(&mut bytemuck::cast_slice_mut(owned)[..length]),
             Buffer::Shared { .. } => Err(Error::internal("tensor", "a mapped tensor was asked for writing")),
+            Buffer::Device { .. } => {
+                Err(Error::internal("tensor", "a device's tensor was asked for writing"))
+            }
         }
     }
 
@@ -280,6 +336,15 @@ impl Tensor {
         Ok(out)
     }
 
+    fn expect_host(&self) -> Result<()> {
+        match self.device_address() {
+            None => Ok(()),
+            Some(_) => {
+                Err(Error::internal("tensor", format!("{self:?} was read by the host; download it first")))
+            }
+        }
+    }
+
     fn expect_dtype(&self, dtype: Dtype) -> Result<()> {
         if self.dtype == dtype {
             return Ok(());
@@ -290,7 +355,12 @@ impl Tensor {
 
 impl fmt::Debug for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{:?}{}", self.dtype, self.shape, if self.is_shared() { " (mapped)" } else { "" })
+        let place = match &self.buffer {
+            Buffer::Owned(_) => "",
+            Buffer::Shared { .. } => " (mapped)",
+            Buffer::Device { .. } => " (on a device)",
+        };
+        write!(f, "{}{:?}{place}", self.dtype, self.shape)
     }
 }
 
@@ -350,13 +420,13 @@ mod tests {
     }
 
     #[test]
-    fn reuse_keeps_memory_and_grows_when_it_must() {
+    fn reuse_keeps_memory_and_says_when_it_is_too_small() {
         let mut tensor = Tensor::zeros(Dtype::F32, &[64, 4]).unwrap();
         let address = tensor.bytes().as_ptr();
-        tensor.reuse_as(&[3, 5]).unwrap();
+        assert!(tensor.reuse_as(&[3, 5]).unwrap());
         assert_eq!((tensor.shape(), tensor.bytes().as_ptr()), (&[3, 5][..], address));
-        tensor.reuse_as(&[1000, 5]).unwrap();
-        assert_eq!(tensor.len(), 5000);
+        assert!(!tensor.reuse_as(&[1000, 5]).unwrap());
+        assert_eq!(tensor.shape(), [3, 5]);
     }
 
     #[test]

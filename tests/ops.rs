@@ -7,7 +7,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+#[path = "support/narrow.rs"]
+mod narrow;
+
 use half::bf16;
+use narrow::Narrow;
 use pellucid::{
     backend::{
         Activation, Backend, Epilogue, Linear, LogProbs, LoraRows, Pages, Rope, cpu::Cpu, plain::Plain,
@@ -15,14 +19,41 @@ use pellucid::{
     tensor::{Dtype, Tensor},
 };
 
-/// All instruction sets, on different numbers of threads.
-fn backends() -> Vec<Box<dyn Backend>> {
+/// A backend, and whether it computes in bf16, so that its inputs are rounded to it.
+struct Candidate {
+    backend: Box<dyn Backend>,
+    narrow: bool,
+}
+
+impl std::ops::Deref for Candidate {
+    type Target = dyn Backend;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.backend
+    }
+}
+
+/// All instruction sets, on different numbers of threads, and the emulated device.
+fn backends() -> Vec<Candidate> {
     let sets = Cpu::instruction_sets();
     let cpus = sets.iter().zip([1, 2, 4].iter().cycle());
-    cpus.map(|(set, &threads)| -> Box<dyn Backend> {
-        Box::new(Cpu::with_instructions(Some(threads), Some(set)).unwrap())
-    })
-    .collect()
+    let cpus = cpus.map(|(set, &threads)| Candidate {
+        backend: Box::new(Cpu::with_instructions(Some(threads), Some(set)).unwrap()),
+        narrow: false,
+    });
+    cpus.chain(emulated()).collect()
+}
+
+#[cfg(feature = "emu")]
+fn emulated() -> Option<Candidate> {
+    use pellucid::backend::gpu::{Emulator, Gpu, Settings};
+    let inner = Gpu::new(Emulator::new(Settings::default()).unwrap());
+    Some(Candidate { backend: Box::new(Narrow { inner, out: Dtype::BF16 }), narrow: true })
+}
+
+#[cfg(not(feature = "emu"))]
+fn emulated() -> Option<Candidate> {
+    None
 }
 
 /// A small generator of its own, so that a failure is the same everywhere.
@@ -80,14 +111,23 @@ fn distance(a: &Tensor, b: &Tensor) -> f64 {
 /// One perturbation: a unit in the last place of an f32 result.
 const ONE_UNIT: f64 = f32::EPSILON as f64;
 
+/// The same of a bf16 result.
+const ONE_NARROW_UNIT: f64 = 1.0 / 256.0;
+
 /// Runs an op on the backend, on the plain twin and on the oracle (outputs in their activation dtype) and
 /// holds the first to the tolerance the others set.
-fn compare(what: &str, backend: &dyn Backend, op: impl Fn(&dyn Backend, Dtype) -> Vec<Tensor>) {
-    let got = op(backend, Dtype::F32);
-    let plain = op(&Plain::<f32>::default(), Dtype::F32);
-    let exact = op(&Cpu::oracle(), Dtype::F64);
+fn compare(what: &str, backend: &Candidate, op: impl Fn(&dyn Backend, Dtype) -> Vec<Tensor>) {
+    let got = op(&**backend, Dtype::F32);
+    let (plain, exact, unit) = match backend.narrow {
+        false => (op(&Plain::<f32>::default(), Dtype::F32), op(&Cpu::oracle(), Dtype::F64), ONE_UNIT),
+        true => (
+            op(&Narrow { inner: Plain::<f32>::default(), out: Dtype::BF16 }, Dtype::F32),
+            op(&Narrow { inner: Cpu::oracle(), out: Dtype::F64 }, Dtype::F64),
+            ONE_NARROW_UNIT,
+        ),
+    };
     for (index, ((got, plain), exact)) in got.iter().zip(&plain).zip(&exact).enumerate() {
-        let (error, allowed) = (distance(got, exact), 2.0 * distance(plain, exact) + ONE_UNIT);
+        let (error, allowed) = (distance(got, exact), 2.0 * distance(plain, exact) + unit);
         assert!(
             error <= allowed,
             "{what}, output {index}: error {error:.3e}, allowed {allowed:.3e}, on {}",
@@ -139,7 +179,7 @@ fn linear_equals_the_oracle() {
                 LoraRows { rows: t / 2..t, a: &a2, b: &b2, scale: -0.1 },
             ];
             for backend in backends() {
-                compare(&format!("linear {dtype} {t}x{k}x{n}"), &*backend, |backend, activation| {
+                compare(&format!("linear {dtype} {t}x{k}x{n}"), &backend, |backend, activation| {
                     let x = wide(&x, activation);
                     let bare = Linear { weight: &w, bias: None, lora: &[] };
                     let full = Linear { weight: &w, bias: Some(&bias), lora: &lora };
@@ -240,7 +280,7 @@ fn norms_equal_the_oracle_and_keep_rows_apart() {
                     backend.layer_norm(&mut outs[1], x, &w, &b, if c == 1 { 1.0 } else { 1e-5 }).unwrap();
                     outs.to_vec()
                 };
-                compare(&format!("norms {t}x{c}"), &*backend, |backend, activation| {
+                compare(&format!("norms {t}x{c}"), &backend, |backend, activation| {
                     op(backend, activation, &wide(&x, activation))
                 });
                 let all = op(&*backend, Dtype::F32, &x);
@@ -264,7 +304,7 @@ fn rope_equals_the_oracle_and_turns_back() {
         let positions: Vec<i32> = (0..axes * t).map(|_| random.below(60) as i32).collect();
         let positions = Tensor::from_slice(&[axes, t], &positions).unwrap();
         for backend in backends() {
-            compare(&format!("rope {t}x{heads}x{d}"), &*backend, |backend, activation| {
+            compare(&format!("rope {t}x{heads}x{d}"), &backend, |backend, activation| {
                 let mut y = wide(&x, activation);
                 backend.rope(&mut y, &positions, &rope, false).unwrap();
                 let mut back = y.clone();
@@ -293,7 +333,7 @@ fn attention_equals_the_oracle() {
                 for causal in [true, false] {
                     let what =
                         format!("attention {dtype} {starts:?} {heads}/{kv_heads} of {d}, causal {causal}");
-                    compare(&what, &*backend, |backend, activation| {
+                    compare(&what, &backend, |backend, activation| {
                         let (q, k, v) = (wide(&q, activation), wide(&k, activation), wide(&v, activation));
                         let mut out = poisoned(activation, &[t, heads, d]);
                         let mut lse = poisoned(activation, &[t, heads]);
@@ -413,7 +453,7 @@ fn logprobs_equal_the_oracle_and_keep_rows_apart() {
                 for temperature in [1.0, 0.6] {
                     compare(
                         &format!("logprobs {dtype} {t}x{c}x{vocabulary}"),
-                        &*backend,
+                        &backend,
                         |backend, activation| {
                             score(backend, &wide(&hidden, activation), &w, &targets, temperature, activation)
                         },
@@ -475,7 +515,7 @@ fn rows_are_moved_and_neighbours_left_alone() {
 fn bad_arguments_are_refused() {
     let f32s = |shape: &[usize]| Tensor::zeros(Dtype::F32, shape).unwrap();
     let mut all = backends();
-    all.push(Box::new(Cpu::oracle()));
+    all.push(Candidate { backend: Box::new(Cpu::oracle()), narrow: false });
     for backend in all {
         let refused = |result: pellucid::Result<()>, words: &[&str]| {
             let message = result.expect_err("is refused").to_string();

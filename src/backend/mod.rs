@@ -121,6 +121,23 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// The dtype activations have on this backend.
     fn activation(&self) -> Dtype;
 
+    /// The dtype of logits, log-probs and their like: at least f32.
+    fn statistic(&self) -> Dtype {
+        match self.activation() {
+            Dtype::BF16 => Dtype::F32,
+            wide => wide,
+        }
+    }
+
+    /// The dtype this backend computes with where a file holds `held`: f32 stays f32 where activations are f32,
+    /// devices round it to bf16, and the oracle widens everything.
+    fn matrix(&self, held: Dtype) -> Dtype {
+        match self.activation() {
+            Dtype::F32 => held,
+            activation => activation,
+        }
+    }
+
     /// Does `work`, a chain of this backend's ops, where starting one costs least: on the CPU, on one of its
     /// threads, so that they need not be woken for each op.
     fn chain(&self, work: &mut (dyn FnMut() + Send)) {
@@ -129,6 +146,15 @@ pub trait Backend: fmt::Debug + Send + Sync {
 
     /// A tensor whose contents are unspecified.
     fn alloc(&self, dtype: Dtype, shape: &[usize]) -> Result<Tensor>;
+
+    /// Makes room for `shape` in work space that is kept between passes; what it held is lost. Memory grows when it
+    /// must and never shrinks.
+    fn fit(&self, work: &mut Tensor, shape: &[usize]) -> Result<()> {
+        if !work.reuse_as(shape)? {
+            *work = self.alloc(work.dtype(), shape)?;
+        }
+        Ok(())
+    }
 
     /// Brings a host tensor to the backend; on the CPU this is the tensor itself.
     fn upload(&self, host: Tensor) -> Result<Tensor>;

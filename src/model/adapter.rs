@@ -66,7 +66,7 @@ struct Pair {
     scale: f32,
 }
 
-/// An adapter of a decoder. Its matrices are f32: they are small, and training works on them.
+/// An adapter of a decoder. Its matrices are as precise as the backend has them: they are small.
 #[derive(Debug)]
 pub struct Adapter {
     pairs: Vec<[Option<Pair>; 7]>, // L
@@ -85,7 +85,7 @@ impl Adapter {
     /// Brings a PEFT adapter to the backend; every pair must fit a linear of the decoder.
     pub fn load(backend: &dyn Backend, config: &DecoderConfig, file: &AdapterFile) -> Result<Self> {
         let mut pairs: Vec<[Option<Pair>; 7]> = (0..config.layers).map(|_| Default::default()).collect();
-        let dtype = if backend.activation() == Dtype::F64 { Dtype::F64 } else { Dtype::F32 };
+        let dtype = backend.matrix(Dtype::F32);
         for (module, pair) in file.pairs() {
             let refuse = |what: String| Err(pair.a.fault(what));
             let Some((layer, projection)) = place(module) else {

@@ -123,7 +123,7 @@ impl Decoder {
     ) -> Result<&'w Tensor> {
         let packed = self.pack(backend, runs)?;
         check_rows(adapters, &self.config, packed.rows)?;
-        work.fit(&self.config, packed.rows)?;
+        work.fit(backend, &self.config, packed.rows)?;
         let mut outcome = Ok(());
         backend.chain(&mut || outcome = self.walk(backend, runs, &packed, adapters, cache, work));
         outcome?;
@@ -173,7 +173,7 @@ impl Decoder {
         }
         if let Some((queries, keys)) = &block.head_norms {
             for (weight, states) in [(queries, &mut work.queries), (keys, &mut work.keys)] {
-                work.head_normed.reuse_as(states.shape())?;
+                backend.fit(&mut work.head_normed, states.shape())?;
                 backend.rms_norm(&mut work.head_normed, states, weight, eps)?;
                 std::mem::swap(&mut work.head_normed, states);
             }
@@ -225,7 +225,7 @@ impl Decoder {
 
     /// Logits `[B, V]` of normed rows `[B, C]`.
     pub fn logits(&self, backend: &dyn Backend, normed: &Tensor) -> Result<Tensor> {
-        let mut out = backend.alloc(backend.activation(), &[normed.rows(), self.config.vocab])?;
+        let mut out = backend.alloc(backend.statistic(), &[normed.rows(), self.config.vocab])?;
         let head = Linear { weight: self.head(), bias: None, lora: &[] };
         backend.linear(&mut out, normed, &head, Epilogue::Store)?;
         Ok(out)
@@ -242,7 +242,7 @@ impl Decoder {
         let count = targets.len();
         let targets: Vec<i32> = targets.iter().map(|&token| token as i32).collect();
         let targets = backend.upload(Tensor::from_slice(&[count], &targets)?)?;
-        let float = || backend.alloc(backend.activation(), &[count]);
+        let float = || backend.alloc(backend.statistic(), &[count]);
         let mut out = LogProbs {
             logp: float()?,
             lse: float()?,
@@ -296,14 +296,14 @@ pub fn workspace_bytes_per_row(config: &DecoderConfig, dtype: Dtype) -> usize {
 }
 
 impl Workspace {
-    fn fit(&mut self, config: &DecoderConfig, rows: usize) -> Result<()> {
+    fn fit(&mut self, backend: &dyn Backend, config: &DecoderConfig, rows: usize) -> Result<()> {
         let (heads, kv_heads, width) = (config.heads, config.kv_heads, config.head_dim);
-        self.hidden.reuse_as(&[rows, config.hidden])?;
-        self.normed.reuse_as(&[rows, config.hidden])?;
-        self.queries.reuse_as(&[rows, heads, width])?;
-        self.keys.reuse_as(&[rows, kv_heads, width])?;
-        self.values.reuse_as(&[rows, kv_heads, width])?;
-        self.attended.reuse_as(&[rows, heads, width])?;
-        self.gated.reuse_as(&[rows, config.ffn])
+        backend.fit(&mut self.hidden, &[rows, config.hidden])?;
+        backend.fit(&mut self.normed, &[rows, config.hidden])?;
+        backend.fit(&mut self.queries, &[rows, heads, width])?;
+        backend.fit(&mut self.keys, &[rows, kv_heads, width])?;
+        backend.fit(&mut self.values, &[rows, kv_heads, width])?;
+        backend.fit(&mut self.attended, &[rows, heads, width])?;
+        backend.fit(&mut self.gated, &[rows, config.ffn])
     }
 }

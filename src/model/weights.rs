@@ -63,12 +63,8 @@ impl Loader<'_> {
             Found::View(view) => view,
             Found::StandIn(tensor) => return Ok(tensor),
         };
-        let dtype = match (self.backend.activation(), self.dtype) {
-            (Dtype::F64, _) => Dtype::F64,
-            (_, Some(dtype)) => dtype,
-            (_, None) if view.dtype() == FileDtype::BF16 => Dtype::BF16,
-            (_, None) => Dtype::F32,
-        };
+        let held = if view.dtype() == FileDtype::BF16 { Dtype::BF16 } else { Dtype::F32 };
+        let dtype = self.backend.matrix(self.dtype.unwrap_or(held));
         self.backend.upload(host_tensor(&view, dtype)?)
     }
 

@@ -95,7 +95,10 @@ impl Drop for State {
 }
 
 /// A device on the CPU.
-pub struct Emulator(Mutex<State>);
+pub struct Emulator {
+    state: Mutex<State>,
+    checked: bool,
+}
 
 impl std::fmt::Debug for Emulator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -130,12 +133,13 @@ impl Emulator {
         };
         // SAFETY: the machine is ours alone and `order` is one of the three that C++ knows.
         unsafe { emu_configure(machine.as_ptr(), order, seed, settings.checked, settings.lines) };
-        Ok(Emulator(Mutex::new(State { machine, recording: None })))
+        let state = Mutex::new(State { machine, recording: None });
+        Ok(Emulator { state, checked: settings.checked })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         // A panic while locked leaves nothing half done: the C++ side finishes each call.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -164,6 +168,11 @@ unsafe fn complaint(op: &'static str, text: *const c_char) -> Result<()> {
 
 impl Runtime for Emulator {
     type Graph = Graph;
+
+    fn describe(&self) -> String {
+        let checked = if self.checked { "every access checked" } else { "accesses not checked" };
+        format!("emu, our CUDA kernels on one CPU thread, {checked}")
+    }
 
     fn alloc(&self, bytes: usize) -> Result<Address> {
         let state = self.state();

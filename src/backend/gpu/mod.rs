@@ -4,8 +4,11 @@
 //! arithmetic, memory plans) is the same code on every one. The emulator implements it on the CPU, with checks that no device makes:
 //! see `kernels/emu`.
 
+mod device;
 mod emulator;
+mod norm;
 
+pub use device::Gpu;
 pub use emulator::{Emulator, Graph, Order, Settings};
 
 use crate::error::Result;
@@ -89,9 +92,12 @@ pub struct TensorShape<'a> {
 }
 
 /// A device: memory, launches in order, and sequences of launches that can be run again.
-pub trait Runtime {
+pub trait Runtime: Send + Sync + 'static {
+    /// What this is, for people.
+    fn describe(&self) -> String;
+
     /// A recorded sequence of launches.
-    type Graph;
+    type Graph: Send;
 
     /// Memory of unspecified contents.
     fn alloc(&self, bytes: usize) -> Result<Address>;

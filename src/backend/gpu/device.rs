@@ -1,0 +1,237 @@
+//! A device as a backend: tensors in its memory, ops as launches.
+//!
+//! Everything here is written over [`Runtime`], so a machine without a GPU runs the same shape checks, tile choices,
+//! grids and kernels as one with a GPU. Each op's host side stands in a file of its own beside this one: it checks,
+//! chooses, launches.
+
+use super::{Address, Launch, Runtime, norm};
+use crate::{
+    backend::{Activation, Backend, Epilogue, Linear, LogProbs, Pages, Rope},
+    error::{Error, Result},
+    tensor::{DeviceMemory, Dtype, Tensor, byte_length},
+};
+use std::{fmt, sync::Arc};
+
+/// A device of any kind as a backend.
+pub struct Gpu<R: Runtime> {
+    runtime: Arc<R>,
+}
+
+impl<R: Runtime> fmt::Debug for Gpu<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Gpu({})", self.runtime.describe())
+    }
+}
+
+/// Memory that goes back to its runtime when the last tensor in it is gone.
+struct Held<R: Runtime> {
+    runtime: Arc<R>,
+    address: Address,
+    bytes: usize,
+}
+
+impl<R: Runtime> DeviceMemory for Held<R> {
+    fn address(&self) -> u64 {
+        self.address.0
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl<R: Runtime> Drop for Held<R> {
+    fn drop(&mut self) {
+        // Nobody is left to hear of a failure; a device that has one says so at the next call.
+        let _ = self.runtime.release(self.address);
+    }
+}
+
+impl<R: Runtime> Gpu<R> {
+    /// A backend on this runtime.
+    pub fn new(runtime: R) -> Self {
+        Gpu { runtime: Arc::new(runtime) }
+    }
+
+    /// What runs its kernels.
+    pub fn runtime(&self) -> &R {
+        &self.runtime
+    }
+
+    /// Where a tensor's elements are.
+    pub(super) fn at(&self, tensor: &Tensor) -> Result<Address> {
+        let address = tensor.device_address().map(Address);
+        address.ok_or_else(|| Error::internal("device", format!("{tensor:?} was not uploaded")))
+    }
+
+    /// Where an output's elements go.
+    pub(super) fn target(&self, tensor: &mut Tensor) -> Result<Address> {
+        let address = self.at(tensor)?;
+        match tensor.is_exclusive() {
+            true => Ok(address),
+            false => Err(Error::internal("device", format!("{tensor:?} is held twice and written to"))),
+        }
+    }
+
+    /// Where a tensor's elements are, or null.
+    pub(super) fn at_or_null(&self, tensor: Option<&Tensor>) -> Result<Address> {
+        tensor.map_or(Ok(Address(0)), |tensor| self.at(tensor))
+    }
+
+    /// Work space of one op. Launches run in order, so it may be dropped as soon as its last user is launched.
+    pub(super) fn temporary(&self, dtype: Dtype, shape: &[usize]) -> Result<Tensor> {
+        let bytes = byte_length(dtype, shape)?;
+        let address = self.runtime.alloc(bytes.max(1))?;
+        Tensor::on_device(dtype, shape, Arc::new(Held { runtime: self.runtime.clone(), address, bytes }))
+    }
+
+    /// Runs a kernel after all before it.
+    pub(super) fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        self.runtime.launch(launch)
+    }
+}
+
+/// Refuses a tensor of another dtype than kernels are written for.
+pub(super) fn expect_dtype(op: &'static str, name: &str, tensor: &Tensor, dtype: Dtype) -> Result<()> {
+    if tensor.dtype() == dtype {
+        return Ok(());
+    }
+    Err(Error::caller(op, format!("{name} is {tensor:?}; on a device it has to be {dtype}")))
+}
+
+/// A size as kernels take it.
+pub(super) fn int(op: &'static str, name: &str, size: usize) -> Result<i32> {
+    i32::try_from(size)
+        .map_err(|_| Error::caller(op, format!("{name} is {size}; kernels count to {}", i32::MAX)))
+}
+
+impl<R: Runtime> Backend for Gpu<R> {
+    fn describe(&self) -> String {
+        self.runtime.describe()
+    }
+
+    fn activation(&self) -> Dtype {
+        Dtype::BF16
+    }
+
+    fn alloc(&self, dtype: Dtype, shape: &[usize]) -> Result<Tensor> {
+        self.temporary(dtype, shape)
+    }
+
+    fn upload(&self, host: Tensor) -> Result<Tensor> {
+        if host.device_address().is_some() {
+            return Ok(host);
+        }
+        let tensor = self.temporary(host.dtype(), host.shape())?;
+        self.runtime.upload(self.at(&tensor)?, host.bytes())?;
+        Ok(tensor)
+    }
+
+    fn download(&self, tensor: &Tensor) -> Result<Tensor> {
+        let mut host = Tensor::zeros(tensor.dtype(), tensor.shape())?;
+        self.runtime.download(self.at(tensor)?, host.bytes_mut()?)?;
+        Ok(host)
+    }
+
+    fn gather_rows(&self, _out: &mut Tensor, _table: &Tensor, _rows: &Tensor) -> Result<()> {
+        missing("gather_rows")
+    }
+
+    fn scatter_rows(&self, _out: &mut Tensor, _source: &Tensor, _rows: &Tensor) -> Result<()> {
+        missing("scatter_rows")
+    }
+
+    fn linear(
+        &self,
+        _out: &mut Tensor,
+        _x: &Tensor,
+        _linear: &Linear<'_>,
+        _epilogue: Epilogue<'_>,
+    ) -> Result<()> {
+        missing("linear")
+    }
+
+    fn gated_linear(
+        &self,
+        _out: &mut Tensor,
+        _x: &Tensor,
+        _gate: &Linear<'_>,
+        _up: &Linear<'_>,
+        _activation: Activation,
+    ) -> Result<()> {
+        missing("gated_linear")
+    }
+
+    fn rms_norm(&self, out: &mut Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<()> {
+        norm::rms_norm(self, out, x, weight, eps)
+    }
+
+    fn layer_norm(
+        &self,
+        _out: &mut Tensor,
+        _x: &Tensor,
+        _weight: &Tensor,
+        _bias: &Tensor,
+        _eps: f32,
+    ) -> Result<()> {
+        missing("layer_norm")
+    }
+
+    fn rope(&self, _x: &mut Tensor, _positions: &Tensor, _rope: &Rope, _inverse: bool) -> Result<()> {
+        missing("rope")
+    }
+
+    fn attention(
+        &self,
+        _out: &mut Tensor,
+        _lse: Option<&mut Tensor>,
+        _q: &Tensor,
+        _k: &Tensor,
+        _v: &Tensor,
+        _starts: &Tensor,
+        _causal: bool,
+        _scale: f32,
+    ) -> Result<()> {
+        missing("attention")
+    }
+
+    fn kv_append(
+        &self,
+        _k_pool: &mut Tensor,
+        _v_pool: &mut Tensor,
+        _k: &Tensor,
+        _v: &Tensor,
+        _slots: &Tensor,
+    ) -> Result<()> {
+        missing("kv_append")
+    }
+
+    fn paged_attention(
+        &self,
+        _out: &mut Tensor,
+        _lse: Option<&mut Tensor>,
+        _q: &Tensor,
+        _k_pool: &Tensor,
+        _v_pool: &Tensor,
+        _pages: &Pages<'_>,
+        _scale: f32,
+    ) -> Result<()> {
+        missing("paged_attention")
+    }
+
+    fn logprobs(
+        &self,
+        _out: &mut LogProbs,
+        _hidden: &Tensor,
+        _weight: &Tensor,
+        _targets: &Tensor,
+        _temperature: f32,
+    ) -> Result<()> {
+        missing("logprobs")
+    }
+}
+
+/// Each op is replaced as its kernel lands.
+fn missing(op: &'static str) -> Result<()> {
+    Err(Error::internal(op, "has no kernel yet"))
+}
