@@ -191,7 +191,7 @@ fn launches_a_device_would_refuse() {
     refuse("test_axpy", [0, 32], 0, &good, "a grid of (0, 1, 1)");
     refuse("test_axpy", [1, 32], 232_464, &good, "232464 bytes of shared memory");
     refuse("test_axpy", [1, 32], 0, &good[..4], "4 arguments, expected 5");
-    refuse("test_axpy", [1, 32], 0, &[I32(0), good[1], good[2], good[3], good[4]], "argument 0 has 4 bytes");
+    refuse("test_axpy", [1, 32], 0, &[&[I32(0)], &good[1..]].concat(), "argument 0 has 4 bytes");
     refuse("nonesuch", [1, 32], 0, &good, "no kernel is named nonesuch");
     launch(&device, "test_axpy", [1, 1024], 232_448, &good).unwrap();
 }

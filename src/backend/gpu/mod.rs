@@ -41,7 +41,7 @@ pub struct Launch<'a> {
 }
 
 /// A kernel argument.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub enum Argument {
     /// A pointer.
     Address(Address),
@@ -55,6 +55,8 @@ pub enum Argument {
     F32(f32),
     /// `__grid_constant__ CUtensorMap`
     TensorMap(TensorMap),
+    /// A struct by value, laid out as C++ does; a kernel has 4096 bytes of arguments in all.
+    Struct(Vec<u8>),
 }
 
 impl Argument {
@@ -66,12 +68,14 @@ impl Argument {
             Argument::I64(value) => bytemuck::bytes_of(value),
             Argument::F32(value) => bytemuck::bytes_of(value),
             Argument::TensorMap(value) => &value.0,
+            Argument::Struct(bytes) => bytes,
         }
     }
 }
 
 /// An encoded tensor map, opaque but to the device that made it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(transparent)]
 pub struct TensorMap([u8; 128]);
 
 /// How the tensor memory accelerator should see a tensor; dimensions from the innermost on.
