@@ -69,6 +69,35 @@ fn cpu() -> Arc<dyn Backend> {
     Arc::new(Cpu::new(None).unwrap())
 }
 
+/// A backend, and the dtype of the weights on it.
+type Place = (Arc<dyn Backend>, Dtype);
+
+/// The CPU with weights of this dtype, and the emulated device with those it has.
+fn everywhere(dtype: Dtype) -> Vec<Place> {
+    let mut all = vec![(cpu(), dtype)];
+    all.extend(emulated().map(|backend| (backend, Dtype::BF16)));
+    all
+}
+
+#[cfg(feature = "emu")]
+fn emulated() -> Option<Arc<dyn Backend>> {
+    use pellucid::backend::gpu::{Emulator, Gpu, Settings};
+    // What its checks find is found over ragged sizes in `tests/ops.rs`; here the numbers count.
+    let settings = Settings { checked: false, ..Settings::default() };
+    Some(Arc::new(Gpu::new(Emulator::new(settings).unwrap())))
+}
+
+/// Every case on every backend.
+fn pairs(cases: impl IntoIterator<Item = Case>, places: Vec<Place>) -> Vec<(Case, Place)> {
+    let each = |case: Case| places.iter().map(move |place| (case.clone(), place.clone())).collect::<Vec<_>>();
+    cases.into_iter().flat_map(each).collect()
+}
+
+#[cfg(not(feature = "emu"))]
+fn emulated() -> Option<Arc<dyn Backend>> {
+    None
+}
+
 /// One row of numbers against another: the largest distance, and NaN is infinitely far.
 fn distance(ours: &[f32], theirs: &[f64]) -> f64 {
     assert_eq!(ours.len(), theirs.len());
@@ -109,8 +138,8 @@ fn f32_logprobs_and_entropies_are_those_of_transformers() {
 /// bf16 may err as transformers errs in bf16, times three at most; both against the same weights in f32.
 #[test]
 fn bf16_logprobs_err_no_more_than_three_times_as_much_as_transformers() {
-    for case in CASES.map(Case::read) {
-        let loaded = Loaded::new(&case, cpu(), Dtype::BF16);
+    for (case, (backend, dtype)) in pairs(CASES.map(Case::read), everywhere(Dtype::BF16)) {
+        let loaded = Loaded::new(&case, backend, dtype);
         for prompt in &case.expected.prompts {
             let truth = &prompt.logprobs.bf16_truth;
             let theirs: Vec<f32> = prompt.logprobs.bf16.iter().map(|&l| l as f32).collect();
@@ -127,8 +156,8 @@ fn bf16_logprobs_err_no_more_than_three_times_as_much_as_transformers() {
 
 #[test]
 fn greedy_tokens_and_text_are_those_of_transformers() {
-    for case in CASES.map(Case::read) {
-        let loaded = Loaded::new(&case, cpu(), Dtype::F32);
+    for (case, (backend, dtype)) in pairs(CASES.map(Case::read), everywhere(Dtype::F32)) {
+        let loaded = Loaded::new(&case, backend, dtype);
         let end_tokens = case.end_tokens();
         for prompt in &case.expected.prompts {
             let greedy = &prompt.greedy;
@@ -171,8 +200,11 @@ fn greedy_tokens_and_text_are_those_of_transformers() {
 /// of several chunks of prefill and splits of the attention, scored in chunks of another size.
 #[test]
 fn sampled_logprobs_are_the_scored_ones_behind_long_prompts() {
-    for (case, dtype) in CASES.map(Case::read).iter().zip([Dtype::F32, Dtype::BF16].into_iter().cycle()) {
-        let loaded = Loaded::new(case, cpu(), dtype);
+    let dtypes = [Dtype::F32, Dtype::BF16].into_iter().cycle();
+    let on_cpu = CASES.map(Case::read).into_iter().zip(dtypes).map(|(case, dtype)| (case, (cpu(), dtype)));
+    let emulated = emulated().map(|backend| (Case::read("qwen2_5_vl"), (backend, Dtype::BF16)));
+    for (case, (backend, dtype)) in on_cpu.chain(emulated) {
+        let loaded = Loaded::new(&case, backend, dtype);
         let adapter = case.adapter().exists().then(|| Adapter::open(&case.adapter()).unwrap());
         let adapter = adapter.map(|file| loaded.model.adapter(&file).unwrap());
         let prompt = case.expected.prompts.last().unwrap();
@@ -199,8 +231,8 @@ fn sampled_logprobs_are_the_scored_ones_behind_long_prompts() {
 /// Neither the neighbours in a batch nor the size of a pass change a bit of a score.
 #[test]
 fn scores_do_not_depend_on_the_batch_or_the_chunking() {
-    for case in CASES.map(Case::read) {
-        let loaded = Loaded::new(&case, cpu(), Dtype::BF16);
+    for (case, (backend, dtype)) in pairs(CASES.map(Case::read), everywhere(Dtype::BF16)) {
+        let loaded = Loaded::new(&case, backend, dtype);
         let prompts = &case.expected.prompts;
         let alone: Vec<Score> = prompts.iter().map(|prompt| loaded.score(prompt)).collect();
         for budget in [3, 7, 64, 4096] {
@@ -258,8 +290,9 @@ fn a_new_config_beside_old_names_is_the_same_model() {
 fn adapters_give_the_logprobs_of_peft() {
     let mut seen = 0;
     for case in CASES.map(Case::read) {
-        for (dtype, allowed) in [(Dtype::F32, None), (Dtype::BF16, Some(3.0))] {
-            let loaded = Loaded::new(&case, cpu(), dtype);
+        for (backend, dtype) in [(cpu(), Dtype::F32)].into_iter().chain(everywhere(Dtype::BF16)) {
+            let allowed = (dtype == Dtype::BF16).then_some(3.0);
+            let loaded = Loaded::new(&case, backend, dtype);
             for prompt in &case.expected.prompts {
                 let Some(expected) = &prompt.adapter_logprobs else { continue };
                 let adapter = loaded.model.adapter(&Adapter::open(&case.adapter()).unwrap()).unwrap();

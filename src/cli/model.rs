@@ -2,17 +2,16 @@
 
 use super::Global;
 use anyhow::{Context, Result};
-use pellucid::backend::cpu::Cpu;
 use pellucid::engine::{Generation, Input};
 use pellucid::format::adapter::Adapter as AdapterFile;
-use pellucid::format::{GenerationConfig, ModelFolder};
+use pellucid::format::{Checkpoint, FileDtype, GenerationConfig, ModelFolder};
 use pellucid::model::{Adapter, Model};
 use pellucid::prompt::image::Arithmetic;
 use pellucid::prompt::message::ImageReference;
 use pellucid::prompt::reader::{ImageOptions, Reader, Words};
 use pellucid::prompt::template::RenderOptions;
 use pellucid::tensor::Dtype;
-use std::{path::Path, path::PathBuf, sync::Arc};
+use std::{path::Path, path::PathBuf};
 
 /// How a model is loaded and how it sees pictures.
 #[derive(Debug, clap::Args)]
@@ -67,11 +66,20 @@ impl ModelFlags {
     /// Opens MODEL: a folder, or a hub id in the offline cache.
     pub(crate) fn open(&self, model: &str, global: &Global) -> Result<Opened> {
         let folder = ModelFolder::find(model)?;
-        let backend = Arc::new(Cpu::new(global.threads)?);
+        let backend = global.device.open(global.threads)?;
         let dtype = self.dtype.map(|dtype| match dtype {
             WeightType::Bf16 => Dtype::BF16,
             WeightType::F32 => Dtype::F32,
         });
+        if !global.quiet && backend.activation() == Dtype::BF16 {
+            let checkpoint = Checkpoint::open(folder.path())?;
+            if checkpoint.views().any(|view| view.dtype() != FileDtype::BF16) {
+                eprintln!(
+                    "some weights are f32 or f16 in the files; {} computes with them in bf16",
+                    global.device
+                );
+            }
+        }
         let model = Model::load(folder.path(), backend, dtype)?;
         let adapter = match &self.adapter {
             Some(path) => Some(model.adapter(&AdapterFile::open(path)?)?),

@@ -49,9 +49,17 @@ pub struct Survey {
 
 impl Model {
     /// Loads the checkpoint in `folder`. Matrices keep the file's dtype (f16 becomes f32) unless `dtype` says
-    /// otherwise; those that need no conversion stay in the mapped file. Tensors nobody asked for are an error:
+    /// otherwise, and become bf16 on a device; those that need no conversion stay in the mapped file. Tensors nobody asked for are an error:
     /// they mean that this is another model than the config says.
     pub fn load(folder: &Path, backend: Arc<dyn Backend>, dtype: Option<Dtype>) -> Result<Self> {
+        if let Some(dtype) = dtype
+            && backend.activation() == Dtype::BF16
+            && dtype != Dtype::BF16
+        {
+            let what =
+                format!("this device computes with bf16 weights, not with {dtype}; use bf16, or the cpu");
+            return Err(Error::caller("load", what));
+        }
         let config = ModelConfig::read(folder)?;
         let checkpoint = Checkpoint::open(folder)?;
         checkpoint.prefetch();

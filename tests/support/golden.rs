@@ -8,17 +8,18 @@ use std::{
 };
 
 /// One case of `tests/golden`.
+#[derive(Clone)]
 pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) expected: Expected,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 pub(crate) struct Expected {
     pub(crate) prompts: Vec<Prompt>,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 pub(crate) struct Prompt {
     pub(crate) name: String,
     pub(crate) messages: serde_json::Value,
@@ -32,14 +33,14 @@ pub(crate) struct Prompt {
     pub(crate) greedy: Greedy,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 pub(crate) struct LogProbs {
     pub(crate) f32: Vec<f64>,
     pub(crate) bf16: Vec<f64>,
     pub(crate) bf16_truth: Vec<f64>,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 pub(crate) struct Greedy {
     pub(crate) ids: Vec<u32>,
     pub(crate) text: String,
