@@ -496,7 +496,7 @@ fn rows_are_moved_and_neighbours_left_alone() {
             let expected = rows(&table, from as usize..from as usize + 1);
             assert_eq!(rows(&out, row..row + 1).to_f64(), expected.to_f64());
         }
-        let before = random.tensor(Dtype::F32, &[9, 12]);
+        let before = wide(&random.tensor(Dtype::BF16, &[9, 12]), Dtype::F32);
         let mut after = before.clone();
         backend.scatter_rows(&mut after, &rows(&out, 0..2), &indices(&[8, 3])).unwrap();
         for row in 0..9 {

@@ -6,9 +6,18 @@
 mod bugs;
 mod facilities;
 mod hopper;
-mod rms_norm;
+mod norm;
+mod rope;
+mod rows;
 
-use pellucid::backend::gpu::{Address, Argument, Emulator, Launch, Order, Runtime, Settings};
+use half::bf16;
+use pellucid::{
+    backend::{
+        Backend,
+        gpu::{Address, Argument, Emulator, Gpu, Launch, Order, Runtime, Settings},
+    },
+    tensor::{Dtype, Element, Tensor},
+};
 
 /// Every order threads can be given turns in; random ones by different seeds.
 fn devices() -> Vec<Emulator> {
@@ -63,4 +72,44 @@ fn whole(count: usize, seed: u64) -> Vec<f32> {
         ((state >> 40) % 17) as f32 - 8.0
     };
     (0..count).map(|_| next()).collect()
+}
+
+/// The device as a backend, for kernels behind ops.
+fn gpu() -> Gpu<Emulator> {
+    Gpu::new(device())
+}
+
+fn gpus() -> Vec<Gpu<Emulator>> {
+    devices().into_iter().map(Gpu::new).collect()
+}
+
+fn on_device<T: Element>(backend: &dyn Backend, shape: &[usize], values: &[T]) -> Tensor {
+    backend.upload(Tensor::from_slice(shape, values).unwrap()).unwrap()
+}
+
+fn read<T: Element>(backend: &dyn Backend, tensor: &Tensor) -> Vec<T> {
+    backend.download(tensor).unwrap().as_slice::<T>().unwrap().to_vec()
+}
+
+/// An output that is NaN where no kernel writes: fresh memory of the emulator is.
+fn poisoned(backend: &dyn Backend, shape: &[usize]) -> Tensor {
+    backend.alloc(Dtype::BF16, shape).unwrap()
+}
+
+/// Roughly normal, rounded to bf16.
+fn normal(count: usize, seed: u64) -> Vec<bf16> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut uniform = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+    };
+    (0..count).map(|_| bf16::from_f32((0..6).map(|_| uniform()).sum::<f32>() * 1.4)).collect()
+}
+
+/// |a - b| / |b|
+fn distance(a: &[f64], b: &[f64]) -> f64 {
+    let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|v| v * v).sum::<f64>().sqrt();
+    norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied()).max(1e-30)
 }

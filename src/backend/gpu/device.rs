@@ -4,7 +4,7 @@
 //! grids and kernels as one with a GPU. Each op's host side stands in a file of its own beside this one: it checks,
 //! chooses, launches.
 
-use super::{Address, Launch, Runtime, norm};
+use super::{Address, Launch, Runtime, norm, rows};
 use crate::{
     backend::{Activation, Backend, Epilogue, Linear, LogProbs, Pages, Rope},
     error::{Error, Result},
@@ -133,12 +133,12 @@ impl<R: Runtime> Backend for Gpu<R> {
         Ok(host)
     }
 
-    fn gather_rows(&self, _out: &mut Tensor, _table: &Tensor, _rows: &Tensor) -> Result<()> {
-        missing("gather_rows")
+    fn gather_rows(&self, out: &mut Tensor, table: &Tensor, rows: &Tensor) -> Result<()> {
+        rows::gather_rows(self, out, table, rows)
     }
 
-    fn scatter_rows(&self, _out: &mut Tensor, _source: &Tensor, _rows: &Tensor) -> Result<()> {
-        missing("scatter_rows")
+    fn scatter_rows(&self, out: &mut Tensor, source: &Tensor, rows: &Tensor) -> Result<()> {
+        rows::scatter_rows(self, out, source, rows)
     }
 
     fn linear(
@@ -168,17 +168,17 @@ impl<R: Runtime> Backend for Gpu<R> {
 
     fn layer_norm(
         &self,
-        _out: &mut Tensor,
-        _x: &Tensor,
-        _weight: &Tensor,
-        _bias: &Tensor,
-        _eps: f32,
+        out: &mut Tensor,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        eps: f32,
     ) -> Result<()> {
-        missing("layer_norm")
+        norm::layer_norm(self, out, x, weight, bias, eps)
     }
 
-    fn rope(&self, _x: &mut Tensor, _positions: &Tensor, _rope: &Rope, _inverse: bool) -> Result<()> {
-        missing("rope")
+    fn rope(&self, x: &mut Tensor, positions: &Tensor, rope: &Rope, inverse: bool) -> Result<()> {
+        super::rope::rope(self, x, positions, rope, inverse)
     }
 
     fn attention(
@@ -197,13 +197,13 @@ impl<R: Runtime> Backend for Gpu<R> {
 
     fn kv_append(
         &self,
-        _k_pool: &mut Tensor,
-        _v_pool: &mut Tensor,
-        _k: &Tensor,
-        _v: &Tensor,
-        _slots: &Tensor,
+        k_pool: &mut Tensor,
+        v_pool: &mut Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        slots: &Tensor,
     ) -> Result<()> {
-        missing("kv_append")
+        rows::kv_append(self, k_pool, v_pool, k, v, slots)
     }
 
     fn paged_attention(

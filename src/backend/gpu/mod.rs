@@ -7,6 +7,8 @@
 mod device;
 mod emulator;
 mod norm;
+mod rope;
+mod rows;
 
 pub use device::Gpu;
 pub use emulator::{Emulator, Graph, Order, Settings};

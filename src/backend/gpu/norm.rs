@@ -1,16 +1,21 @@
-//! Norms on a device: `kernels/rms_norm.cu`.
+//! Norms: one row, one tree of sums that its length alone decides.
 
-use super::device::{Gpu, expect_dtype, int};
-use super::{Argument, Launch, Runtime};
+use super::{
+    Argument::{Address as At, F32, I32, I64},
+    Runtime,
+    device::{Gpu, expect_dtype},
+    rows::Spread,
+};
 use crate::{
     backend::check,
     error::Result,
     tensor::{Dtype, Tensor},
 };
 
-/// Threads of a block of `rms_norm`; one block a group.
-const THREADS: u32 = 256;
+/// Where the sums of a row's warps meet: twice 32 floats.
+const SHARED: usize = 256;
 
+/// See [`crate::backend::Backend::rms_norm`].
 pub(super) fn rms_norm<R: Runtime>(
     gpu: &Gpu<R>,
     out: &mut Tensor,
@@ -19,23 +24,54 @@ pub(super) fn rms_norm<R: Runtime>(
     eps: f32,
 ) -> Result<()> {
     const OP: &str = "rms_norm";
-    let width = check::rms_norm(out, x, weight)?;
+    let columns = check::rms_norm(out, x, weight)?;
     for (name, tensor) in [("out", &*out), ("x", x), ("weight", weight)] {
         expect_dtype(OP, name, tensor, Dtype::BF16)?;
     }
-    let groups = int(OP, "groups", x.len() / width)?;
-    if groups == 0 {
+    let rows = x.len() / columns;
+    let spread = Spread::over_elements(OP, rows, columns)?;
+    if rows == 0 {
         return Ok(());
     }
     let arguments = [
-        Argument::Address(gpu.target(out)?),
-        Argument::Address(gpu.at_or_null(None)?),
-        Argument::Address(gpu.at(x)?),
-        Argument::Address(gpu.at_or_null(None)?),
-        Argument::Address(gpu.at(weight)?),
-        Argument::I32(int(OP, "weight", width)?),
-        Argument::F32(eps),
+        At(gpu.target(out)?),
+        At(gpu.at(x)?),
+        At(gpu.at(weight)?),
+        I64(rows as i64),
+        I32(columns as i32),
+        I32(spread.lanes as i32),
+        F32(eps),
     ];
-    let (grid, block) = ([groups as u32, 1, 1], [THREADS, 1, 1]);
-    gpu.launch(&Launch { kernel: "rms_norm", grid, block, shared: 32, arguments: &arguments })
+    gpu.launch(&spread.launch(OP, 1, SHARED, &arguments))
+}
+
+/// See [`crate::backend::Backend::layer_norm`].
+pub(super) fn layer_norm<R: Runtime>(
+    gpu: &Gpu<R>,
+    out: &mut Tensor,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    eps: f32,
+) -> Result<()> {
+    const OP: &str = "layer_norm";
+    let columns = check::layer_norm(out, x, weight, bias)?;
+    for (name, tensor) in [("out", &*out), ("x", x), ("weight", weight), ("bias", bias)] {
+        expect_dtype(OP, name, tensor, Dtype::BF16)?;
+    }
+    let spread = Spread::over_elements(OP, x.rows(), columns)?;
+    if x.rows() == 0 {
+        return Ok(());
+    }
+    let arguments = [
+        At(gpu.target(out)?),
+        At(gpu.at(x)?),
+        At(gpu.at(weight)?),
+        At(gpu.at(bias)?),
+        I64(x.rows() as i64),
+        I32(columns as i32),
+        I32(spread.lanes as i32),
+        F32(eps),
+    ];
+    gpu.launch(&spread.launch(OP, 1, SHARED, &arguments))
 }
