@@ -78,6 +78,40 @@ __device__ __forceinline__ void wgmma_m64n128k16(float (&d)[64], uint64_t a, uin
         : D16(0), D16(16), D16(32), D16(48)
         : "l"(a), "l"(b), "r"(scale_d), "n"(A_MN), "n"(B_MN));
 }
+// Into registers FROM .. FROM + 48 of a longer array.
+template <int A_MN, int B_MN, int FROM, int COUNT>
+__device__ __forceinline__ void wgmma_m64n96k16(float (&d)[COUNT], uint64_t a, uint64_t b, int scale_d) {
+    asm volatile(
+        "{\n"
+        ".reg .pred p;\n"
+        "setp.ne.b32 p, %50, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47}, "
+        "%48, %49, p, 1, 1, %51, %52;\n"
+        "}\n"
+        : D16(FROM), D16(FROM + 16), D16(FROM + 32)
+        : "l"(a), "l"(b), "r"(scale_d), "n"(A_MN), "n"(B_MN));
+}
+template <int A_MN, int B_MN>
+__device__ __forceinline__ void wgmma_m64n192k16(float (&d)[96], uint64_t a, uint64_t b, int scale_d) {
+    asm volatile(
+        "{\n"
+        ".reg .pred p;\n"
+        "setp.ne.b32 p, %98, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95}, "
+        "%96, %97, p, 1, 1, %99, %100;\n"
+        "}\n"
+        : D16(0), D16(16), D16(32), D16(48), D16(64), D16(80)
+        : "l"(a), "l"(b), "r"(scale_d), "n"(A_MN), "n"(B_MN));
+}
 
 #undef D4
 #undef D16
@@ -103,6 +137,14 @@ void wgmma_m64n64k16_rs(float (&d)[32], const uint32_t (&a)[4], uint64_t b, int 
 template <int A_MN, int B_MN>
 void wgmma_m64n128k16(float (&d)[64], uint64_t a, uint64_t b, int scale_d) {
     emu::wgmma(d, {128, A_MN != 0, B_MN != 0, a, b, scale_d != 0}, nullptr);
+}
+template <int A_MN, int B_MN, int FROM, int COUNT>
+void wgmma_m64n96k16(float (&d)[COUNT], uint64_t a, uint64_t b, int scale_d) {
+    emu::wgmma(d + FROM, {96, A_MN != 0, B_MN != 0, a, b, scale_d != 0}, nullptr);
+}
+template <int A_MN, int B_MN>
+void wgmma_m64n192k16(float (&d)[96], uint64_t a, uint64_t b, int scale_d) {
+    emu::wgmma(d, {192, A_MN != 0, B_MN != 0, a, b, scale_d != 0}, nullptr);
 }
 
 #endif

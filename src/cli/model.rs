@@ -109,12 +109,13 @@ impl Opened {
     }
 
     /// What completions are made with.
-    pub(crate) fn generation(&self) -> Generation<'_> {
+    pub(crate) fn generation(&self, logprobs: bool) -> Generation<'_> {
         Generation {
             model: &self.model,
             tokenizer: self.reader.tokenizer(),
             adapter: self.adapter.as_ref(),
             end_tokens: &self.end_tokens,
+            logprobs,
         }
     }
 }

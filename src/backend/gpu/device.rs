@@ -4,9 +4,9 @@
 //! grids and kernels as one with a GPU. Each op's host side stands in a file of its own beside this one: it checks,
 //! chooses, launches.
 
-use super::{Address, Launch, Runtime, norm, rows};
+use super::{Address, Launch, Runtime, linear_sm90, norm, rows};
 use crate::{
-    backend::{Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProbs, Pages, Rope},
+    backend::{Activation, Backend, Epilogue, Linear, LogProbs, Pages, Rope},
     error::{Error, Result},
     tensor::{DeviceMemory, Dtype, Tensor, byte_length},
 };
@@ -15,6 +15,8 @@ use std::{fmt, sync::Arc};
 /// A device of any kind as a backend.
 pub struct Gpu<R: Runtime> {
     runtime: Arc<R>,
+    /// Blocks the Hopper kernels share their tiles among, if those are to run.
+    hopper: Option<usize>,
 }
 
 impl<R: Runtime> fmt::Debug for Gpu<R> {
@@ -50,7 +52,12 @@ impl<R: Runtime> Drop for Held<R> {
 impl<R: Runtime> Gpu<R> {
     /// A backend on this runtime.
     pub fn new(runtime: R) -> Self {
-        Gpu { runtime: Arc::new(runtime) }
+        Gpu { runtime: Arc::new(runtime), hopper: None }
+    }
+
+    /// Uses the kernels written for Hopper where there are such, on a device of so many multiprocessors.
+    pub fn on_hopper(self, multiprocessors: usize) -> Self {
+        Gpu { hopper: Some(multiprocessors), ..self }
     }
 
     /// What runs its kernels.
@@ -143,23 +150,33 @@ impl<R: Runtime> Backend for Gpu<R> {
 
     fn linear(
         &self,
-        _out: &mut Tensor,
-        _x: &Tensor,
-        _linear: &Linear<'_>,
-        _epilogue: Epilogue<'_>,
+        out: &mut Tensor,
+        x: &Tensor,
+        linear: &Linear<'_>,
+        epilogue: Epilogue<'_>,
     ) -> Result<()> {
-        missing("linear")
+        match self.hopper {
+            Some(blocks) if linear_sm90::suits(linear.weight, out.dtype()) => {
+                linear_sm90::linear(self, blocks, out, x, linear, epilogue)
+            }
+            _ => missing("linear"),
+        }
     }
 
     fn gated_linear(
         &self,
-        _out: &mut Tensor,
-        _x: &Tensor,
-        _gate: &Linear<'_>,
-        _up: &Linear<'_>,
-        _activation: Activation,
+        out: &mut Tensor,
+        x: &Tensor,
+        gate: &Linear<'_>,
+        up: &Linear<'_>,
+        activation: Activation,
     ) -> Result<()> {
-        missing("gated_linear")
+        match self.hopper {
+            Some(blocks) if linear_sm90::suits(gate.weight, out.dtype()) => {
+                linear_sm90::gated_linear(self, blocks, out, x, [gate, up], activation)
+            }
+            _ => missing("gated_linear"),
+        }
     }
 
     fn rms_norm(&self, out: &mut Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<()> {
@@ -228,16 +245,6 @@ impl<R: Runtime> Backend for Gpu<R> {
         _temperature: f32,
     ) -> Result<()> {
         missing("logprobs")
-    }
-
-    fn sample(
-        &self,
-        _out: &mut Drawn,
-        _hidden: &Tensor,
-        _weight: &Tensor,
-        _draws: &[Draw<'_>],
-    ) -> Result<()> {
-        missing("sample")
     }
 }
 

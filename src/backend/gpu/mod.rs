@@ -6,6 +6,7 @@
 
 mod device;
 mod emulator;
+mod linear_sm90;
 mod norm;
 mod rope;
 mod rows;
