@@ -168,7 +168,6 @@ fn greedy_tokens_and_text_are_those_of_transformers() {
                 tokenizer: loaded.reader.tokenizer(),
                 adapter: None,
                 end_tokens: &end_tokens,
-                logprobs: true,
             };
             let mut shown = String::new();
             let completion = generate(with, &input, &sampling, |text| {
@@ -218,7 +217,6 @@ fn sampled_logprobs_are_the_scored_ones_behind_long_prompts() {
             tokenizer: loaded.reader.tokenizer(),
             adapter: adapter.as_ref(),
             end_tokens: &[],
-            logprobs: true,
         };
         let completion = generate(with, &input, &sampling, |_| Ok(())).unwrap();
         let request = ScoreRequest::new(&loaded.model, input, completion.tokens).unwrap();

@@ -7,6 +7,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+#[path = "ops/draws.rs"]
+mod draws;
 #[path = "support/narrow.rs"]
 mod narrow;
 
@@ -14,7 +16,8 @@ use half::bf16;
 use narrow::Narrow;
 use pellucid::{
     backend::{
-        Activation, Backend, Epilogue, Linear, LogProbs, LoraRows, Pages, Rope, cpu::Cpu, plain::Plain,
+        Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProbs, LoraRows, Pages, Rope, cpu::Cpu,
+        plain::Plain,
     },
     tensor::{Dtype, Tensor},
 };
@@ -570,5 +573,11 @@ fn bad_arguments_are_refused() {
             LogProbs { logp: f32s(&[2]), lse: f32s(&[2]), entropy: f32s(&[2]), greedy: indices(&[0, 0]) };
         refused(backend.logprobs(&mut out, &x, &w, &indices(&[0, 3]), 1.0), &["targets[1] is 3"]);
         refused(backend.logprobs(&mut out, &x, &w, &indices(&[0, 0]), 0.0), &["temperature is 0"]);
+
+        let mut out = Drawn { token: indices(&[0, 0]), logp: f32s(&[2]) };
+        let draw = Draw::default();
+        refused(backend.sample(&mut out, &x, &w, &[draw]), &["sample", "hidden", "1 draws"]);
+        let cold = Draw { temperature: -1.0, ..draw };
+        refused(backend.sample(&mut out, &x, &w, &[draw, cold]), &["temperature -1"]);
     }
 }

@@ -4,7 +4,7 @@
 //! was expected, and returns the sizes the op works with. Contents of index tensors are a question for
 //! whoever can read them ([`indices`], for backends in host memory).
 
-use super::{Epilogue, Linear, LogProbs, Pages, Rope};
+use super::{Draw, Drawn, Epilogue, Linear, LogProbs, Pages, Rope};
 use crate::{
     error::{Error, Result},
     tensor::{Dtype, Tensor},
@@ -389,14 +389,8 @@ pub fn logprobs(
     temperature: f32,
 ) -> Result<LinearSizes> {
     const OP: &str = "logprobs";
-    let (rows, inner) = (hidden.rows(), hidden.row_len());
-    let columns = weight.shape().first().copied().unwrap_or(0);
-    float(OP, "hidden", hidden)?;
-    float(OP, "weight", weight)?;
-    shape(OP, "weight", weight, &[columns, inner])?;
-    if columns == 0 {
-        return refuse(OP, "weight", weight, "a vocabulary of at least one token");
-    }
+    let sizes = head(OP, hidden, weight)?;
+    let rows = sizes.rows;
     integer(OP, "targets", targets)?;
     for (name, tensor) in [("logp", &out.logp), ("lse", &out.lse), ("entropy", &out.entropy)] {
         float(OP, name, tensor)?;
@@ -408,6 +402,34 @@ pub fn logprobs(
     }
     if !(temperature.is_finite() && temperature > 0.0) {
         return Err(Error::caller(OP, format!("temperature is {temperature}, expected a positive number")));
+    }
+    Ok(sizes)
+}
+
+/// A row goes out for each row of hidden and each draw.
+pub fn sample(out: &Drawn, hidden: &Tensor, weight: &Tensor, draws: &[Draw<'_>]) -> Result<LinearSizes> {
+    const OP: &str = "sample";
+    let sizes = head(OP, hidden, weight)?;
+    if draws.len() != sizes.rows {
+        return refuse(OP, "hidden", hidden, format_args!("a row for each of {} draws", draws.len()));
+    }
+    integer(OP, "token", &out.token)?;
+    float(OP, "logp", &out.logp)?;
+    for (name, tensor) in [("token", &out.token), ("logp", &out.logp)] {
+        shape(OP, name, tensor, &[sizes.rows])?;
+    }
+    draws.iter().try_for_each(Draw::check)?;
+    Ok(sizes)
+}
+
+fn head(op: &'static str, hidden: &Tensor, weight: &Tensor) -> Result<LinearSizes> {
+    let (rows, inner) = (hidden.rows(), hidden.row_len());
+    let columns = weight.shape().first().copied().unwrap_or(0);
+    float(op, "hidden", hidden)?;
+    float(op, "weight", weight)?;
+    shape(op, "weight", weight, &[columns, inner])?;
+    if columns == 0 {
+        return refuse(op, "weight", weight, "a vocabulary of at least one token");
     }
     Ok(LinearSizes { rows, inner, columns })
 }

@@ -16,12 +16,18 @@
 //! * norms, softmax and log-probs: one row, one fixed reduction tree, by the row's length alone.
 //! * `rope`: the angle is the f32 product of position and frequency; its sine and cosine err no more than if it were
 //!   rounded once more.
+//! * `sample`: the log-prob of the drawn token is, bit for bit, what `logprobs` gives for it; noise is a function of
+//!   seed, position and token ([`philox`]).
 
 pub mod check;
 pub mod cpu;
+pub mod draw;
 #[cfg(feature = "emu")]
 pub mod gpu;
+pub mod philox;
 pub mod plain;
+
+pub use draw::{Draw, Drawn};
 
 use crate::{
     error::Result,
@@ -249,4 +255,9 @@ pub trait Backend: fmt::Debug + Send + Sync {
         targets: &Tensor,
         temperature: f32,
     ) -> Result<()>;
+
+    /// Draws a token per row from hidden·Wᵀ, and its log-prob under softmax(hidden·Wᵀ / temperature) over the whole
+    /// vocabulary, before penalty and filters; the temperature counts as 1 when greedy.
+    /// hidden `[B, C]`, weight `[V, C]`, draws `[B]`.
+    fn sample(&self, out: &mut Drawn, hidden: &Tensor, weight: &Tensor, draws: &[Draw<'_>]) -> Result<()>;
 }

@@ -9,7 +9,7 @@ mod real;
 pub use real::Real;
 
 use super::{
-    Activation, Backend, Epilogue, Linear, LogProbs, Pages, Rope,
+    Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProbs, Pages, Rope,
     check::{self, AttentionSizes},
 };
 use crate::{
@@ -169,6 +169,33 @@ fn attend_sequence<R: Real>(
         }
     }
     Ok(())
+}
+
+/// What a row of tempered logits sums up to.
+struct Softmax<R> {
+    best: usize,
+    lse: R,
+    entropy: R,
+}
+
+impl<R: Real> Softmax<R> {
+    fn of(logits: &[R], temperature: f32) -> (Vec<R>, Self) {
+        let tempered: Vec<R> = logits.iter().map(|&logit| logit / R::of(temperature.into())).collect();
+        let mut best = 0;
+        for (token, &logit) in tempered.iter().enumerate() {
+            if logit > tempered[best] {
+                best = token;
+            }
+        }
+        let (mut sum, mut weighted) = (R::of(0.0), R::of(0.0));
+        for &logit in &tempered {
+            let p = (logit - tempered[best]).exp();
+            sum += p;
+            weighted += p * (logit - tempered[best]);
+        }
+        let lse = tempered[best] + sum.ln();
+        (tempered, Softmax { best, lse, entropy: sum.ln() - weighted / sum })
+    }
 }
 
 impl<R: Real> Backend for Plain<R> {
@@ -415,24 +442,31 @@ impl<R: Real> Backend for Plain<R> {
         let targets = check::indices("logprobs", "targets", targets, sizes.columns)?;
         for (row, &target) in targets.iter().enumerate() {
             let logits = product(&[load_row::<R>(hidden, row)?], weight)?.remove(0);
-            let tempered: Vec<R> = logits.iter().map(|&logit| logit / R::of(temperature.into())).collect();
-            let mut best = 0;
-            for (token, &logit) in tempered.iter().enumerate() {
-                if logit > tempered[best] {
-                    best = token;
-                }
-            }
-            let (mut sum, mut weighted) = (R::of(0.0), R::of(0.0));
-            for &logit in &tempered {
-                let p = (logit - tempered[best]).exp();
-                sum += p;
-                weighted += p * (logit - tempered[best]);
-            }
-            let lse = tempered[best] + sum.ln();
+            let (tempered, Softmax { best, lse, entropy }) = Softmax::of(&logits, temperature);
             store(&mut out.logp, row, &[tempered[target as usize] - lse])?;
             store(&mut out.lse, row, &[lse])?;
-            store(&mut out.entropy, row, &[sum.ln() - weighted / sum])?;
+            store(&mut out.entropy, row, &[entropy])?;
             out.greedy.as_mut_slice::<i32>()?[row] = best as i32;
+        }
+        Ok(())
+    }
+
+    fn sample(&self, out: &mut Drawn, hidden: &Tensor, weight: &Tensor, draws: &[Draw<'_>]) -> Result<()> {
+        check::sample(out, hidden, weight, draws)?;
+        for (row, draw) in draws.iter().enumerate() {
+            let logits = product(&[load_row::<R>(hidden, row)?], weight)?.remove(0);
+            // Decisions are made in f32 everywhere.
+            let mut narrow: Vec<f32> = logits.iter().map(|logit| logit.wide() as f32).collect();
+            let (token, logp) = match narrow.iter().position(|logit| !logit.is_finite()) {
+                Some(bad) => (!(bad as i32), logits[bad]),
+                None => {
+                    let token = draw.pick(&mut narrow);
+                    let (tempered, Softmax { lse, .. }) = Softmax::of(&logits, draw.divisor());
+                    (token as i32, tempered[token as usize] - lse)
+                }
+            };
+            out.token.as_mut_slice::<i32>()?[row] = token;
+            store(&mut out.logp, row, &[logp])?;
         }
         Ok(())
     }

@@ -67,7 +67,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
 
     let mut out = io::stdout().lock();
     let mut first = None;
-    let completion = engine::generate(opened.generation(global.json), &input, &sampling, |text| {
+    let completion = engine::generate(opened.generation(), &input, &sampling, |text| {
         first.get_or_insert_with(Instant::now);
         if global.json {
             return Ok(());

@@ -109,13 +109,12 @@ impl Opened {
     }
 
     /// What completions are made with.
-    pub(crate) fn generation(&self, logprobs: bool) -> Generation<'_> {
+    pub(crate) fn generation(&self) -> Generation<'_> {
         Generation {
             model: &self.model,
             tokenizer: self.reader.tokenizer(),
             adapter: self.adapter.as_ref(),
             end_tokens: &self.end_tokens,
-            logprobs,
         }
     }
 }

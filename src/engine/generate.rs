@@ -6,7 +6,6 @@ use super::stop::StopWatch;
 use crate::error::Result;
 use crate::model::{Adapter, AdapterRows, Model, Run, pages_for};
 use crate::prompt::tokenizer::Tokenizer;
-use crate::tensor::Dtype;
 
 /// Tokens per forward pass while the prompt is read; bounds the work space, changes no bit.
 pub const PREFILL_CHUNK: usize = 1024;
@@ -37,8 +36,7 @@ pub struct Completion {
     pub text: String,
     /// Every drawn token, an end token included.
     pub tokens: Vec<u32>,
-    /// Log-prob of every drawn token at the sampling temperature (1 when greedy), over the full vocabulary;
-    /// empty unless asked for.
+    /// Log-prob of every drawn token at the sampling temperature (1 when greedy), over the full vocabulary.
     pub logprobs: Vec<f32>,
     /// Why it ended.
     pub finish: Finish,
@@ -55,8 +53,6 @@ pub struct Generation<'a> {
     pub adapter: Option<&'a Adapter>,
     /// Tokens that end a completion.
     pub end_tokens: &'a [u32],
-    /// Whether to record the log-prob of every token, at the cost of a second pass over the head.
-    pub logprobs: bool,
 }
 
 /// Completes a prompt; `show` receives the text as it appears.
@@ -67,7 +63,7 @@ pub fn generate(
     mut show: impl FnMut(&str) -> Result<()>,
 ) -> Result<Completion> {
     sampling.check()?;
-    let Generation { model, tokenizer, adapter, end_tokens, .. } = with;
+    let Generation { model, tokenizer, adapter, end_tokens } = with;
     let backend = &*model.backend;
     let prompt = input.tokens().len();
     let most = prompt.saturating_add(sampling.max_tokens);
@@ -101,14 +97,10 @@ pub fn generate(
             continue;
         }
         let hidden = model.decoder.rows(backend, normed, &[last])?;
-        let mut logits = backend.download(&model.decoder.logits(backend, &hidden)?)?.converted(Dtype::F32)?;
-        let token = sampling.draw(logits.as_mut_slice()?, &tokens, tokens.len())?;
-        if with.logprobs {
-            let temperature = if sampling.temperature == 0.0 { 1.0 } else { sampling.temperature };
-            let scored = model.decoder.logprobs(backend, &hidden, &[token], temperature)?;
-            logprobs.push(backend.download(&scored.logp)?.to_f64()[0] as f32);
-        }
+        let drawn = model.decoder.sample(backend, &hidden, &[sampling.draw(&tokens)])?;
+        let (token, logp) = drawn.read(backend)?[0];
         tokens.push(token);
+        logprobs.push(logp);
         if !sampling.ignore_eos && end_tokens.contains(&token) {
             break Finish::Stop;
         }

@@ -3,13 +3,11 @@
 mod generate;
 mod input;
 mod pages;
-mod philox;
 mod sampling;
 mod score;
 mod stop;
 
 pub use generate::{Completion, Finish, Generation, PREFILL_CHUNK, generate};
 pub use input::Input;
-pub use philox::{gumbel, philox};
 pub use sampling::Sampling;
 pub use score::{Score, ScoreRequest, score};

@@ -3,7 +3,7 @@
 
 use super::input::{Input, check_context};
 use super::pages::PagePool;
-use super::sampling::{COLDEST, divides};
+use crate::backend::draw::{COLDEST, divides};
 use crate::error::{Error, Result};
 use crate::model::{Adapter, AdapterRows, Model, PlacedImage, Run, pages_for};
 use std::ops::Range;

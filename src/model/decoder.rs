@@ -6,7 +6,7 @@ use super::cache::KvCache;
 use super::packed::{Packed, Run, place_images};
 use super::positions::{axes, decoder_rope};
 use super::weights::{Bias, LinearWeights, Loader};
-use crate::backend::{Activation, Backend, Epilogue, Linear, LogProbs, Pages, Rope};
+use crate::backend::{Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProbs, Pages, Rope};
 use crate::error::{Error, Result};
 use crate::format::config::DecoderConfig;
 use crate::tensor::{Dtype, Tensor};
@@ -250,6 +250,16 @@ impl Decoder {
             greedy: backend.alloc(Dtype::I32, &[count])?,
         };
         backend.logprobs(&mut out, normed, self.head(), &targets, temperature)?;
+        Ok(out)
+    }
+
+    /// Draws a token after each of the normed rows `[B, C]`.
+    pub fn sample(&self, backend: &dyn Backend, normed: &Tensor, draws: &[Draw<'_>]) -> Result<Drawn> {
+        let mut out = Drawn {
+            token: backend.alloc(Dtype::I32, &[draws.len()])?,
+            logp: backend.alloc(backend.statistic(), &[draws.len()])?,
+        };
+        backend.sample(&mut out, normed, self.head(), draws)?;
         Ok(out)
     }
 }

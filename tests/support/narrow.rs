@@ -5,7 +5,7 @@
 
 use pellucid::{
     Result,
-    backend::{Activation, Backend, Epilogue, Linear, LogProbs, LoraRows, Pages, Rope},
+    backend::{Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProbs, LoraRows, Pages, Rope},
     tensor::{Dtype, Tensor},
 };
 
@@ -239,5 +239,14 @@ impl<B: Backend> Backend for Narrow<B> {
         self.back(&mut out.lse, &to.lse)?;
         self.back(&mut out.entropy, &to.entropy)?;
         self.back(&mut out.greedy, &to.greedy)
+    }
+
+    fn sample(&self, out: &mut Drawn, hidden: &Tensor, weight: &Tensor, draws: &[Draw<'_>]) -> Result<()> {
+        let [hidden, weight] = self.put_all([hidden, weight])?;
+        let place = |tensor: &Tensor| self.inner.upload(tensor.clone());
+        let mut to = Drawn { token: place(&out.token)?, logp: place(&out.logp)? };
+        self.inner.sample(&mut to, &hidden, &weight, draws)?;
+        self.back(&mut out.token, &to.token)?;
+        self.back(&mut out.logp, &to.logp)
     }
 }

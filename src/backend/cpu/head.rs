@@ -1,15 +1,15 @@
-//! The head: log-probs of targets, the vocabulary streamed through block by block.
+//! The head: log-probs of targets, the vocabulary streamed through block by block, and draws from it.
 
 use super::{
     Cpu,
     isa::{Isa, with_isa},
-    linear::prepare,
+    linear::{self, prepare},
     math,
     scratch::Scratch,
     values::{Matrix, floats, floats_mut},
 };
 use crate::{
-    backend::{LogProbs, check},
+    backend::{Draw, Drawn, Epilogue, Linear, LogProbs, check},
     error::Result,
     tensor::{Dtype, Tensor},
 };
@@ -33,11 +33,20 @@ struct Summary {
     target: Option<f32>,
 }
 
+/// Who leads in a row's draw: score, token, and the token's tempered logit.
+#[derive(Debug, Clone, Copy)]
+struct Leader {
+    score: f32,
+    token: i32,
+    logit: f32,
+}
+
 impl Summary {
     /// Of one block's tempered logits, which are used up.
     #[inline(always)]
-    fn of(logits: &mut [f32], block: &Range<usize>, target: usize) -> Self {
-        let target = block.contains(&target).then(|| logits[target - block.start]);
+    fn of(logits: &mut [f32], block: &Range<usize>, target: Option<usize>) -> Self {
+        let target =
+            target.filter(|target| block.contains(target)).map(|target| logits[target - block.start]);
         let greatest = math::greatest(logits);
         let greedy = logits.iter().position(|&logit| logit == greatest).unwrap_or(0);
         logits.iter_mut().for_each(|logit| *logit -= greatest);
@@ -62,6 +71,30 @@ impl Summary {
             weighted: mine.1 + its.1,
             target: self.target.or(next.target),
         }
+    }
+
+    fn logp(&self, logit: f32) -> f32 {
+        (logit - self.greatest) - self.sum.ln()
+    }
+}
+
+impl Leader {
+    /// Of one block's logits. One that is not finite leads under the complement of its token; with a penalty or
+    /// filters nobody else does.
+    fn of(draw: &Draw<'_>, columns: usize, first: usize, logits: &[f32], tempered: &[f32]) -> Self {
+        if let Some(bad) = logits.iter().position(|logit| !logit.is_finite()) {
+            return Leader { score: f32::INFINITY, token: !((first + bad) as i32), logit: logits[bad] };
+        }
+        if !draw.is_plain(columns) {
+            return Leader { score: f32::NEG_INFINITY, token: 0, logit: 0.0 };
+        }
+        let (score, token) = draw.best(first as u32, tempered);
+        Leader { score, token: token as i32, logit: tempered[token as usize - first] }
+    }
+
+    /// Of this and then the next block's.
+    fn then(self, next: Self) -> Self {
+        if next.score > self.score { next } else { self }
     }
 }
 
@@ -94,7 +127,7 @@ pub(super) fn logprobs(
                 x.products(isa, logits, rows.clone(), weight, block.clone());
                 for (row, logits) in rows.zip(logits.chunks_exact_mut(block.len())) {
                     logits.iter_mut().for_each(|logit| *logit /= temperature);
-                    summaries.push(Summary::of(logits, block, targets[row] as usize));
+                    summaries.push(Summary::of(logits, block, Some(targets[row] as usize)));
                 }
             }
         });
@@ -106,13 +139,75 @@ pub(super) fn logprobs(
     let greedy = out.greedy.as_mut_slice::<i32>()?;
     for row in 0..sizes.rows {
         let all = blocks.iter().map(|(_, summaries)| summaries[row]).reduce(Summary::then);
-        let Some(Summary { greatest, greedy: best, sum, weighted, target: Some(target) }) = all else {
+        let Some(all @ Summary { target: Some(target), .. }) = all else {
             return Err(crate::Error::internal(OP, "a target lies in no block"));
         };
-        lse[row] = greatest + sum.ln();
-        logp[row] = (target - greatest) - sum.ln();
-        entropy[row] = sum.ln() - weighted / sum;
-        greedy[row] = best as i32;
+        lse[row] = all.greatest + all.sum.ln();
+        logp[row] = all.logp(target);
+        entropy[row] = all.sum.ln() - all.weighted / all.sum;
+        greedy[row] = all.greedy as i32;
     }
     Ok(())
+}
+
+/// See [`crate::backend::Backend::sample`].
+pub(super) fn sample(
+    cpu: &Cpu,
+    out: &mut Drawn,
+    hidden: &Tensor,
+    weight: &Tensor,
+    draws: &[Draw<'_>],
+) -> Result<()> {
+    const OP: &str = "sample";
+    let sizes = check::sample(out, hidden, weight, draws)?;
+    let token = out.token.as_mut_slice::<i32>()?;
+    let logp = floats_mut(OP, "logp", &mut out.logp)?;
+    let head = Linear { weight, bias: None, lora: &[] };
+    for first in (0..sizes.rows).step_by(HEIGHT) {
+        let rows = first..sizes.rows.min(first + HEIGHT);
+        let mut logits = Tensor::zeros(Dtype::F32, &[rows.len(), sizes.columns])?; // [B, V]
+        linear::linear(cpu, &mut logits, &hidden.rows_of(rows.clone())?, &head, Epilogue::Store)?;
+        draw_rows(
+            cpu,
+            &mut token[rows.clone()],
+            &mut logp[rows.clone()],
+            logits.as_mut_slice()?,
+            &draws[rows],
+        );
+    }
+    Ok(())
+}
+
+/// Draws from rows of logits, which are used up.
+fn draw_rows(cpu: &Cpu, token: &mut [i32], logp: &mut [f32], logits: &mut [f32], draws: &[Draw<'_>]) {
+    let columns = logits.len() / draws.len();
+    let mut blocks: Vec<_> = (0..columns)
+        .step_by(BLOCK)
+        .map(|start| (start..columns.min(start + BLOCK), Vec::with_capacity(draws.len())))
+        .collect();
+    with_isa!(cpu.level, isa => cpu.spread(blocks.iter_mut().collect(), |(block, results)| {
+        isa.run(#[inline(always)] || {
+            let mut tempered = Scratch::<f32>::new(block.len());
+            for (logits, draw) in logits.chunks_exact(columns).zip(draws) {
+                let logits = &logits[block.clone()];
+                let divisor = draw.divisor();
+                tempered.iter_mut().zip(logits).for_each(|(to, logit)| *to = logit / divisor);
+                let leader = Leader::of(draw, columns, block.start, logits, &tempered);
+                results.push((Summary::of(&mut tempered, block, None), leader));
+            }
+        });
+    }));
+    let rows = token.iter_mut().zip(logp).zip(logits.chunks_exact_mut(columns)).zip(draws).enumerate();
+    cpu.spread(rows.collect(), |(row, (((token, logp), logits), draw))| {
+        let results = blocks.iter().map(|(_, results)| results[row]);
+        let all = results.reduce(|one, next| (one.0.then(next.0), one.1.then(next.1)));
+        let (summary, mut leader) = all.expect("a vocabulary has a block");
+        if leader.token >= 0 && !draw.is_plain(columns) {
+            let raw = logits.to_vec();
+            leader.token = draw.pick(logits) as i32;
+            leader.logit = raw[leader.token as usize] / draw.divisor();
+        }
+        *token = leader.token;
+        *logp = if leader.token < 0 { leader.logit } else { summary.logp(leader.logit) };
+    });
 }

@@ -24,7 +24,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
-use super::{Activation, Backend, Epilogue, Linear, LogProbs, Pages, Rope, plain::Plain};
+use super::{Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProbs, Pages, Rope, plain::Plain};
 use crate::{
     error::{Error, Result},
     tensor::{Dtype, Tensor},
@@ -200,5 +200,9 @@ impl Backend for Cpu {
         temperature: f32,
     ) -> Result<()> {
         head::logprobs(self, out, hidden, weight, targets, temperature)
+    }
+
+    fn sample(&self, out: &mut Drawn, hidden: &Tensor, weight: &Tensor, draws: &[Draw<'_>]) -> Result<()> {
+        head::sample(self, out, hidden, weight, draws)
     }
 }

@@ -6,7 +6,7 @@
 
 use super::{Address, Launch, Runtime, linear_sm90, norm, rows};
 use crate::{
-    backend::{Activation, Backend, Epilogue, Linear, LogProbs, Pages, Rope},
+    backend::{Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProbs, Pages, Rope},
     error::{Error, Result},
     tensor::{DeviceMemory, Dtype, Tensor, byte_length},
 };
@@ -245,6 +245,16 @@ impl<R: Runtime> Backend for Gpu<R> {
         _temperature: f32,
     ) -> Result<()> {
         missing("logprobs")
+    }
+
+    fn sample(
+        &self,
+        _out: &mut Drawn,
+        _hidden: &Tensor,
+        _weight: &Tensor,
+        _draws: &[Draw<'_>],
+    ) -> Result<()> {
+        missing("sample")
     }
 }
 

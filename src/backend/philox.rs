@@ -21,11 +21,19 @@ pub fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     counter
 }
 
-/// Standard Gumbel noise for token `token` at `position` of a sequence seeded with `seed`.
+/// Standard Gumbel noise for the four tokens from `4 * quad` on, at `position` of a sequence seeded with `seed`.
+pub fn gumbels(seed: u64, position: u32, quad: u32) -> [f32; 4] {
+    philox([quad, position, 0, 0], [seed as u32, (seed >> 32) as u32]).map(gumbel_of)
+}
+
+/// The same for one token.
 pub fn gumbel(seed: u64, position: u32, token: u32) -> f32 {
-    let words = philox([token / 4, position, 0, 0], [seed as u32, (seed >> 32) as u32]);
-    // 24 random bits, centred so that neither end is reached.
-    let uniform = ((words[(token % 4) as usize] >> 8) as f32 + 0.5) / (1 << 24) as f32;
+    gumbels(seed, position, token / 4)[(token % 4) as usize]
+}
+
+/// 24 bits of a word, centred; the sum would round up to 2²⁴ for the greatest, whose noise would be infinite.
+fn gumbel_of(word: u32) -> f32 {
+    let uniform = ((word >> 8) as f32 + 0.5).min(16_777_215.0) / (1 << 24) as f32;
     -(-uniform.ln()).ln()
 }
 
@@ -42,6 +50,13 @@ mod tests {
         assert_eq!(ones, [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
         let pi = philox([0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344], [0xa409_3822, 0x299f_31d0]);
         assert_eq!(pi, [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]);
+    }
+
+    #[test]
+    fn noise_is_finite_for_every_word() {
+        for word in [0, 1 << 8, 0x8000_0000, 0xffff_fe00, 0xffff_ff00, u32::MAX] {
+            assert!(gumbel_of(word).abs() < 17.0, "{word:#x}: {}", gumbel_of(word));
+        }
     }
 
     #[test]
