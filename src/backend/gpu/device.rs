@@ -4,19 +4,26 @@
 //! grids and kernels as one with a GPU. Each op's host side stands in a file of its own beside this one: it checks,
 //! chooses, launches.
 
-use super::{Address, Launch, Runtime, linear_sm90, norm, rows};
+use super::{Address, Launch, Runtime, linear, linear_sm90, norm, rows};
 use crate::{
     backend::{Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProbs, Pages, Rope},
     error::{Error, Result},
     tensor::{DeviceMemory, Dtype, Tensor, byte_length},
 };
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
+
+/// Counters that [`Gpu::tickets`] gives.
+pub(super) const TICKETS: usize = 1024;
 
 /// A device of any kind as a backend.
 pub struct Gpu<R: Runtime> {
     runtime: Arc<R>,
     /// Blocks the Hopper kernels share their tiles among, if those are to run.
     hopper: Option<usize>,
+    tickets: OnceLock<Tensor>,
 }
 
 impl<R: Runtime> fmt::Debug for Gpu<R> {
@@ -52,7 +59,7 @@ impl<R: Runtime> Drop for Held<R> {
 impl<R: Runtime> Gpu<R> {
     /// A backend on this runtime.
     pub fn new(runtime: R) -> Self {
-        Gpu { runtime: Arc::new(runtime), hopper: None }
+        Gpu { runtime: Arc::new(runtime), hopper: None, tickets: OnceLock::new() }
     }
 
     /// Uses the kernels written for Hopper where there are such, on a device of so many multiprocessors.
@@ -90,6 +97,15 @@ impl<R: Runtime> Gpu<R> {
         let bytes = byte_length(dtype, shape)?;
         let address = self.runtime.alloc(bytes.max(1))?;
         Tensor::on_device(dtype, shape, Arc::new(Held { runtime: self.runtime.clone(), address, bytes }))
+    }
+
+    /// Counters, i32 `[TICKETS]`, that are zero when a kernel begins and when it ends: by them blocks learn which is last.
+    pub(super) fn tickets(&self) -> Result<Address> {
+        if let Some(tickets) = self.tickets.get() {
+            return self.at(tickets);
+        }
+        let tickets = self.upload(Tensor::zeros(Dtype::I32, &[TICKETS])?)?;
+        self.at(self.tickets.get_or_init(|| tickets))
     }
 
     /// Runs a kernel after all before it.
@@ -159,7 +175,7 @@ impl<R: Runtime> Backend for Gpu<R> {
             Some(blocks) if linear_sm90::suits(linear.weight, out.dtype()) => {
                 linear_sm90::linear(self, blocks, out, x, linear, epilogue)
             }
-            _ => missing("linear"),
+            _ => linear::linear(self, out, x, linear, epilogue),
         }
     }
 
@@ -175,7 +191,7 @@ impl<R: Runtime> Backend for Gpu<R> {
             Some(blocks) if linear_sm90::suits(gate.weight, out.dtype()) => {
                 linear_sm90::gated_linear(self, blocks, out, x, [gate, up], activation)
             }
-            _ => missing("gated_linear"),
+            _ => linear::gated_linear(self, out, x, gate, up, activation),
         }
     }
 

@@ -70,11 +70,13 @@ pub struct Settings {
     pub checked: bool,
     /// Let reports name the kernel's source line, by `addr2line`; takes a second or so a report.
     pub lines: bool,
+    /// How many processors ops think there are. Blocks run one after another whatever it says.
+    pub processors: usize,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings { order: Order::Ascending, checked: true, lines: false }
+        Settings { order: Order::Ascending, checked: true, lines: false, processors: 132 }
     }
 }
 
@@ -98,6 +100,7 @@ impl Drop for State {
 pub struct Emulator {
     state: Mutex<State>,
     checked: bool,
+    processors: usize,
 }
 
 impl std::fmt::Debug for Emulator {
@@ -134,7 +137,7 @@ impl Emulator {
         // SAFETY: the machine is ours alone and `order` is one of the three that C++ knows.
         unsafe { emu_configure(machine.as_ptr(), order, seed, settings.checked, settings.lines) };
         let state = Mutex::new(State { machine, recording: None });
-        Ok(Emulator { state, checked: settings.checked })
+        Ok(Emulator { state, checked: settings.checked, processors: settings.processors })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -172,6 +175,10 @@ impl Runtime for Emulator {
     fn describe(&self) -> String {
         let checked = if self.checked { "every access checked" } else { "accesses not checked" };
         format!("emu, our CUDA kernels on one CPU thread, {checked}")
+    }
+
+    fn processors(&self) -> usize {
+        self.processors
     }
 
     fn alloc(&self, bytes: usize) -> Result<Address> {

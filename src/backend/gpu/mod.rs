@@ -6,6 +6,7 @@
 
 mod device;
 mod emulator;
+mod linear;
 mod linear_sm90;
 mod norm;
 mod rope;
@@ -102,6 +103,9 @@ pub struct TensorShape<'a> {
 pub trait Runtime: Send + Sync + 'static {
     /// What this is, for people.
     fn describe(&self) -> String;
+
+    /// How many blocks run at once, at one an SM; ops cut their work by it.
+    fn processors(&self) -> usize;
 
     /// A recorded sequence of launches.
     type Graph: Send;

@@ -1,0 +1,159 @@
+// The main loop of every matrix product: a block's tile of a·bᵀ, where a and b are rows of bf16 with K innermost.
+//
+// K comes in chunks of at most 512. Each is summed from zero, by mma.sync in steps of 16 in order, and handed to the
+// caller when it is complete, who adds chunks up in order of index. So whoever computes which chunk, the bits are the
+// same; and no row meets another one. A chunk may have matrices of its own: that is how an adapter's product joins.
+//
+// Tiles of 64 elements of K, rows of 128 bytes, pass through STAGES buffers filled by cp.async; the 16-byte piece p of
+// row r lies at p ^ (r % 8), so that neither copies nor ldmatrix meet in a bank. What is outside a matrix is zero.
+// Pieces go by cp.async where rows are 16-byte aligned, otherwise element by element (K of no multiple of 8).
+#pragma once
+#include "warp.cuh"
+
+constexpr int GEMM_CHUNK = 512;
+constexpr int GEMM_DEPTH = 64;
+
+// A block's tile of M rows of a and N rows of b, divided among WARPS_M x WARPS_N warps.
+template <int ROWS_A, int ROWS_B, int ALONG_M, int ALONG_N, int BUFFERS>
+struct GemmTile {
+    static constexpr int M = ROWS_A, N = ROWS_B, WARPS_M = ALONG_M, WARPS_N = ALONG_N, STAGES = BUFFERS;
+    static constexpr int THREADS = WARPS_M * WARPS_N * 32;
+    static constexpr int WARP_M = M / WARPS_M, WARP_N = N / WARPS_N;
+    static constexpr int BLOCKS_M = WARP_M / 16, BLOCKS_N = WARP_N / 8;  // of one mma, in a warp's part
+    static constexpr int STAGE = (M + N) * GEMM_DEPTH * 2;              // bytes
+    static constexpr int SHARED = STAGES * STAGE;
+    static_assert(WARP_M % 16 == 0 && WARP_N % 16 == 0 && STAGES >= 2, "whole fragments, and a buffer to fill");
+    static_assert(M % (THREADS / 8) == 0 && N % (THREADS / 8) == 0, "threads share the copying evenly");
+
+    // Sums of a thread: [i][j][e] is row 16 i + lane / 4 + 8 (e / 2), column 8 j + lane % 4 * 2 + e % 2 of the warp's
+    // part, which begins at row(), column() of the tile.
+    using Sums = float[BLOCKS_M][BLOCKS_N][4];
+    static __device__ __forceinline__ int row() { return int(threadIdx.x) / 32 / WARPS_N * WARP_M; }
+    static __device__ __forceinline__ int column() { return int(threadIdx.x) / 32 % WARPS_N * WARP_N; }
+};
+
+// Rows of a matrix, of which those outside first..end count as zero.
+struct GemmRows {
+    const __nv_bfloat16* data;  // of row 0, at the chunk's first element of K
+    int pitch;                  // elements
+    int first, end;
+};
+
+// One chunk. With two sides, rows of b come from both in turns of 8: b[0] rows 0..8, b[1] rows 0..8, b[0] rows 8..16, ...
+template <int SIDES>
+struct GemmChunk {
+    GemmRows a, b[SIDES];
+    int depth;  // elements of K, 1..=512
+};
+
+__device__ __forceinline__ void gemm_copy_piece(unsigned char* to, const GemmRows& rows, int row, int k, int depth) {
+    const int left = row >= rows.first && row < rows.end ? min(depth - k, 8) : 0;
+    const __nv_bfloat16* from = rows.data + (left > 0 ? int64_t(row) * rows.pitch + k : 0);
+    if (((reinterpret_cast<uintptr_t>(rows.data) | unsigned(rows.pitch) * 2) & 15) == 0) {
+        cp_async_16(smem_u32(to), from, left > 0 ? left * 2 : 0);
+        return;
+    }
+    unsigned words[4] = {};
+#pragma unroll
+    for (int e = 0; e < 8; e++) {
+        if (e < left) words[e / 2] |= __float_as_uint(__bfloat162float(from[e])) >> 16 << e % 2 * 16;
+    }
+    store_16(to, make_uint4(words[0], words[1], words[2], words[3]));
+}
+
+// Elements k..k+64 of a chunk's rows into one buffer: a, then b.
+template <class Tile, int SIDES>
+__device__ __forceinline__ void gemm_copy(unsigned char* stage, const GemmChunk<SIDES>& chunk, int row, int column, int k) {
+    const int piece = threadIdx.x % 8;
+#pragma unroll
+    for (int step = 0; step < Tile::M; step += Tile::THREADS / 8) {
+        const int r = step + threadIdx.x / 8;
+        gemm_copy_piece(stage + r * 128 + (piece ^ r % 8) * 16, chunk.a, row + r, k + piece * 8, chunk.depth);
+    }
+#pragma unroll
+    for (int step = 0; step < Tile::N; step += Tile::THREADS / 8) {
+        const int r = step + threadIdx.x / 8;
+        unsigned char* to = stage + (Tile::M + r) * 128 + (piece ^ r % 8) * 16;
+        const int source = SIDES == 1 ? column + r : column + r / 16 * 8 + r % 8;
+        const GemmRows side = SIDES == 1 || r / 8 % 2 == 0 ? chunk.b[0] : chunk.b[SIDES - 1];
+        gemm_copy_piece(to, side, source, k + piece * 8, chunk.depth);
+    }
+}
+
+// Chunks first..end of the tile whose rows of a begin at `row` and whose rows of each side of b at `column`:
+// `chunks(c)` says what chunk c is, `done(c, sums)` gets each complete one, in order. `memory` is Tile::SHARED bytes,
+// 1024-aligned; no other use of it may be under way, and a later one needs a __syncthreads first.
+template <class Tile, int SIDES, class Chunks, class Done>
+__device__ __forceinline__ void gemm(unsigned char* memory, int row, int column, int first, int end, const Chunks& chunks,
+                                     const Done& done) {
+    const int lane = threadIdx.x % 32;
+    // Lanes name the rows that ldmatrix reads: for a 16 rows, pieces 0 and 1; for b 8 rows, pieces 0 and 1, 8 rows more.
+    const uint32_t base = smem_u32(memory), turn = lane % 8;
+    const uint32_t at_a = (Tile::row() + lane % 16) * 128, half_a = lane / 16;
+    const uint32_t at_b = (Tile::M + Tile::column() + lane / 16 * 8 + lane % 8) * 128, half_b = lane / 8 % 2;
+
+    int loading = first, k = 0;
+    GemmChunk<SIDES> chunk = chunks(first);
+    auto load = [&](int stage) {
+        if (loading < end) {
+            gemm_copy<Tile, SIDES>(memory + stage * Tile::STAGE, chunk, row, column, k);
+            k += GEMM_DEPTH;
+            if (k >= chunk.depth && ++loading < end) {
+                chunk = chunks(loading);
+                k = 0;
+            }
+        }
+        cp_async_commit();
+    };
+
+    // Fragments of two steps of 16: one is multiplied while the other is fetched.
+    uint32_t a[2][Tile::BLOCKS_M][4], b[2][Tile::BLOCKS_N / 2][4];
+    auto fetch = [&](int into, int stage, int step) {
+        const uint32_t from = base + stage * Tile::STAGE;
+#pragma unroll
+        for (int i = 0; i < Tile::BLOCKS_M; i++) {
+            ldmatrix_x4(a[into][i], from + at_a + i * 2048 + ((step * 2 + half_a) ^ turn) * 16);
+        }
+#pragma unroll
+        for (int j = 0; j < Tile::BLOCKS_N / 2; j++) {
+            ldmatrix_x4(b[into][j], from + at_b + j * 2048 + ((step * 2 + half_b) ^ turn) * 16);
+        }
+    };
+
+#pragma unroll
+    for (int stage = 0; stage < Tile::STAGES - 1; stage++) load(stage);
+    cp_async_wait<Tile::STAGES - 2>();
+    __syncthreads();
+    int reading = 0, writing = Tile::STAGES - 1;
+    fetch(0, reading, 0);
+    for (int c = first; c < end; c++) {
+        typename Tile::Sums sums = {};
+        const int depth = chunks(c).depth;
+        for (int at = 0; at < depth; at += GEMM_DEPTH) {
+            const bool more = at + GEMM_DEPTH < depth || c + 1 < end;
+#pragma unroll
+            for (int step = 0; step < 4; step++) {
+                if (step == 3) {
+                    // The next buffer has landed, and everybody has fetched all of this one, so it may be filled.
+                    cp_async_wait<Tile::STAGES - 2>();
+                    __syncthreads();
+                    reading = reading + 1 == Tile::STAGES ? 0 : reading + 1;
+                }
+                if (step < 3 || more) fetch((step + 1) % 2, reading, (step + 1) % 4);
+                if (step == 0) {
+                    load(writing);
+                    writing = writing + 1 == Tile::STAGES ? 0 : writing + 1;
+                }
+#pragma unroll
+                for (int i = 0; i < Tile::BLOCKS_M; i++) {
+#pragma unroll
+                    for (int j = 0; j < Tile::BLOCKS_N; j++) {
+                        const uint32_t(&pair)[4] = b[step % 2][j / 2];
+                        mma_m16n8k16_bf16(sums[i][j], a[step % 2][i], pair[j % 2 * 2], pair[j % 2 * 2 + 1]);
+                    }
+                }
+            }
+        }
+        done(c, sums);
+    }
+}

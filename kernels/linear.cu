@@ -1,0 +1,342 @@
+// Linear layers with everything that belongs to them: adapters, bias, activation, gate, residual.
+//
+//   y = x Wᵀ + b + s (h Bᵀ),  h = x Aᵀ            for the rows each adapter is given; h is made by linear_shrink
+//   linear: out = y | out + y | out + g y | f(y)     gated: out = f(y of gate) y of up
+//
+// in      x bf16 [T, K]; W bf16 [N, K]; b, g bf16 [N] or null; A bf16 [R, K], B bf16 [N, R], 1 <= R <= 512; up to 32
+//         adapters, those of a side for disjoint ranges of rows, s finite; h bf16 [sides, T, pitch], pitch a multiple of 8
+// out     bf16 [T, N], or f32 for `store`; read and written where the ending adds to it
+// work    for split launches: partial f32 [slots, T, sides, N rounded up to 8], tickets i32 [tiles], zero before and after
+// launch  1-D grid of tiles, times slots if split (partial not null: a slot per chunk of K, and one for adapters if
+//         there are any); for linear_shrink also y = adapters. Block and shared bytes: GemmTile's THREADS and SHARED.
+//         Any sizes >= 1; copies of 16 bytes where rows are 16-byte aligned (K a multiple of 8)
+// floor   flops 2TNK + 2TR(N + K), bytes 2(TK + NK + TN), all of it for both sides if gated. T = 4096, K = 2048, N = 2048,
+//         R = 16 at 790 TFLOP/s: 44 us; gated, T = 1, K = 2048, N = 11008 at 4.3 TB/s: 21 us
+// order   chunks of 512 of K from zero in order, each by mma.sync of k16 in order; + b; + s times the adapter's chunk; the
+//         ending; one rounding. h is rounded to bf16. All tiles, split or not, give the same bits
+// pair    backward: none yet; CPU reference: backend::plain linear and gated_linear; emulated: yes
+#include "common/gemm.cuh"
+#include "common/pieces.cuh"
+
+constexpr int ADAPTERS = 32;
+constexpr int TILE_GROUP = 8;  // tiles of rows that share their columns' weights in L2
+
+// Laid out by src/backend/gpu/linear.rs.
+struct Adapters {
+    const __nv_bfloat16 *a[ADAPTERS], *b[ADAPTERS];
+    int first[ADAPTERS], end[ADAPTERS], rank[ADAPTERS], side[ADAPTERS];
+    float scale[ADAPTERS];
+    int count, unused;
+};
+
+enum Ending { STORE, STORE_F32, ADD, ADD_SCALED, SILU, GELU, GELU_TANH, QUICK_GELU };
+
+template <int SIDES>
+struct LinearTask {
+    void* out;
+    const __nv_bfloat16 *x, *weight[SIDES], *bias[SIDES], *gain, *h;
+    float* partial;
+    int* tickets;
+    int rows, first, end;  // T, and the rows that are asked for
+    int inner, columns;
+    int pitch, h_pitch, partial_pitch;  // elements from row to row of out, h, partial
+    int ending;
+};
+
+// Explicit roundings, so that every kernel rounds alike.
+__device__ __forceinline__ float activate(float x, int function) {
+    if (function == GELU) return __fmul_rn(__fmul_rn(0.5f, x), erfcf(__fmul_rn(-0.70710678f, x)));
+    float z = x;  // all others are x / (1 + exp(-z)); (1 + tanh(u)) / 2 is 1 / (1 + exp(-2 u))
+    if (function == QUICK_GELU) z = __fmul_rn(1.702f, x);
+    if (function == GELU_TANH) z = __fmul_rn(1.5957691f, __fmaf_rn(__fmul_rn(0.044715f, __fmul_rn(x, x)), x, x));
+    return __fdividef(x, __fadd_rn(1.0f, __expf(-z)));
+}
+
+// Up to 8 values; those from `count` on are zero, or stay unwritten.
+__device__ __forceinline__ void read_values(float (&values)[8], const __nv_bfloat16* from, int count) {
+    if (count >= 8 && (reinterpret_cast<uintptr_t>(from) & 15) == 0) return unpack(values, load_16(from));
+#pragma unroll
+    for (int e = 0; e < 8; e++) values[e] = e < count ? __bfloat162float(from[e]) : 0.0f;
+}
+__device__ __forceinline__ void write_values(__nv_bfloat16* to, const float (&values)[8], int count) {
+    if (count >= 8 && (reinterpret_cast<uintptr_t>(to) & 15) == 0) return store_16(to, pack(values));
+#pragma unroll
+    for (int e = 0; e < 8; e++) {
+        if (e < count) to[e] = __float2bfloat16_rn(values[e]);
+    }
+}
+__device__ __forceinline__ void write_values(float* to, const float (&values)[8], int count) {
+    const bool whole = count >= 8 && (reinterpret_cast<uintptr_t>(to) & 15) == 0;
+#pragma unroll
+    for (int e = 0; e < 8; e++) {
+        if (whole && e % 4 == 0) {
+            store_16(to + e, make_uint4(__float_as_uint(values[e]), __float_as_uint(values[e + 1]),
+                                        __float_as_uint(values[e + 2]), __float_as_uint(values[e + 3])));
+        }
+        if (!whole && e < count) to[e] = values[e];
+    }
+}
+
+// The ending of 8 neighbours of a row.
+template <int SIDES>
+__device__ __forceinline__ void finish(const LinearTask<SIDES>& task, float (&y)[SIDES][8], int row, int column) {
+    const int count = task.columns - column;
+    if (row >= task.end || count <= 0) return;
+    const int64_t at = int64_t(row) * task.pitch + column;
+    if (task.ending == STORE_F32) return write_values(static_cast<float*>(task.out) + at, y[0], count);
+    __nv_bfloat16* out = static_cast<__nv_bfloat16*>(task.out) + at;
+    float values[8], gain[8];
+    if (SIDES == 2) {
+#pragma unroll
+        for (int e = 0; e < 8; e++) values[e] = __fmul_rn(activate(y[0][e], task.ending), y[SIDES - 1][e]);
+    } else if (task.ending >= SILU) {
+#pragma unroll
+        for (int e = 0; e < 8; e++) values[e] = activate(y[0][e], task.ending);
+    } else if (task.ending == STORE) {
+#pragma unroll
+        for (int e = 0; e < 8; e++) values[e] = y[0][e];
+    } else {
+        read_values(values, out, count);
+        if (task.ending == ADD_SCALED) read_values(gain, task.gain + column, count);
+#pragma unroll
+        for (int e = 0; e < 8; e++) {
+            values[e] = task.ending == ADD_SCALED ? __fmaf_rn(gain[e], y[0][e], values[e]) : __fadd_rn(y[0][e], values[e]);
+        }
+    }
+    write_values(out, values, count);
+}
+
+// Lane t of four holds columns 2t and 2t + 1 of four pieces of 8; afterwards it holds all of piece t.
+__device__ __forceinline__ void gather_pieces(float (&v)[4][2]) {
+    const int lane = threadIdx.x % 4;
+#pragma unroll
+    for (int bit = 1; bit <= 2; bit *= 2) {
+#pragma unroll
+        for (int s = 0; s < 4; s++) {
+            if (s & bit) continue;
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                const float got = __shfl_xor_sync(0xFFFFFFFFu, lane & bit ? v[s][e] : v[s | bit][e], bit);
+                (lane & bit ? v[s][e] : v[s | bit][e]) = got;
+            }
+        }
+    }
+}
+
+// Sums of one slot to its part of the work space.
+template <class Tile, int SIDES>
+__device__ __forceinline__ void leave_partial(const LinearTask<SIDES>& task, const typename Tile::Sums& sums, float* partial,
+                                              int row, int column) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < Tile::BLOCKS_M; i++) {
+#pragma unroll
+        for (int j = 0; j < Tile::BLOCKS_N; j++) {
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const int r = row + Tile::row() + i * 16 + half * 8 + lane / 4;
+                const int n = column + (Tile::column() + j / SIDES * SIDES * 8) / SIDES + lane % 4 * 2;
+                if (r >= task.end || n >= (task.columns + 7) / 8 * 8) continue;
+                float2* to = reinterpret_cast<float2*>(partial + (int64_t(r) * SIDES + j % SIDES) * task.partial_pitch + n);
+                *to = make_float2(sums[i][j][half * 2], sums[i][j][half * 2 + 1]);
+            }
+        }
+    }
+}
+
+template <class Tile, int SIDES>
+__device__ __forceinline__ void linear_tile(const LinearTask<SIDES>& task, const Adapters* adapters) {
+    static_assert(Tile::WARP_N % (16 * SIDES) == 0, "a warp holds whole pieces of both sides");
+    DYN_SMEM(memory);
+    constexpr int WIDTH = Tile::N / SIDES;  // columns of out
+    const int tiles_m = (task.end - task.first + Tile::M - 1) / Tile::M, tiles_n = (task.columns + WIDTH - 1) / WIDTH;
+    const int of_x = (task.inner + GEMM_CHUNK - 1) / GEMM_CHUNK;  // chunks
+    const int slots = task.partial ? of_x + (adapters != nullptr) : 1;
+    const int slot = blockIdx.x % slots, tile = blockIdx.x / slots;
+    if (tile >= tiles_m * tiles_n) return;
+    const int group = tile / (TILE_GROUP * tiles_n), within = tile % (TILE_GROUP * tiles_n);
+    const int height = min(tiles_m - group * TILE_GROUP, TILE_GROUP);
+    const int row = task.first + (group * TILE_GROUP + within % height) * Tile::M, column = within / height * WIDTH;
+
+    unsigned served = 0;  // adapters with rows in this tile
+    for (int i = 0; adapters && i < adapters->count; i++) {
+        if (adapters->first[i] < row + Tile::M && adapters->end[i] > row) served |= 1u << i;
+    }
+    const auto adapter = [&](int c) {  // which one chunk c is of
+        unsigned left = served;
+        for (int before = of_x; before < c; before++) left &= left - 1;
+        return __ffs(int(left)) - 1;
+    };
+    const auto chunks = [&](int c) {
+        GemmChunk<SIDES> chunk;
+        if (c < of_x) {
+            const int k = c * GEMM_CHUNK;
+            chunk.depth = min(task.inner - k, GEMM_CHUNK);
+            chunk.a = {task.x + k, task.inner, task.first, task.end};
+#pragma unroll
+            for (int side = 0; side < SIDES; side++) chunk.b[side] = {task.weight[side] + k, task.inner, 0, task.columns};
+        } else {
+            const int i = adapter(c), of = adapters->side[i];
+            chunk.depth = adapters->rank[i];
+            chunk.a = {task.h + int64_t(of) * task.rows * task.h_pitch, task.h_pitch, adapters->first[i], adapters->end[i]};
+#pragma unroll
+            for (int side = 0; side < SIDES; side++) {
+                chunk.b[side] = {adapters->b[i], adapters->rank[i], 0, side == of ? task.columns : 0};
+            }
+        }
+        return chunk;
+    };
+
+    // Sums begin at +0 and so never are -0: the zeros that rows without an adapter get change no bit.
+    typename Tile::Sums total = {};
+    const int lane = threadIdx.x % 32;
+    const auto done = [&](int c, const typename Tile::Sums& sums) {
+        const float scale = c < of_x ? 1.0f : adapters->scale[adapter(c)];
+        const bool biased = c == of_x - 1 && !task.partial;
+#pragma unroll
+        for (int j = 0; j < Tile::BLOCKS_N; j++) {
+            const int n = column + (Tile::column() + j / SIDES * SIDES * 8) / SIDES + lane % 4 * 2;
+            const __nv_bfloat16* bias = task.bias[j % SIDES];
+            float b[2] = {};
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                if (biased && bias && n + e < task.columns) b[e] = __bfloat162float(bias[n + e]);
+            }
+#pragma unroll
+            for (int i = 0; i < Tile::BLOCKS_M; i++) {
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    total[i][j][e] = __fadd_rn(total[i][j][e], __fmul_rn(scale, sums[i][j][e]));
+                    if (biased) total[i][j][e] = __fadd_rn(total[i][j][e], b[e % 2]);
+                }
+            }
+        }
+    };
+
+    if (!task.partial) {
+        gemm<Tile, SIDES>(memory, row, column, 0, of_x + __popc(served), chunks, done);
+#pragma unroll
+        for (int i = 0; i < Tile::BLOCKS_M; i++) {
+#pragma unroll
+            for (int j = 0; j < Tile::BLOCKS_N; j += 2 * SIDES) {
+                float y[SIDES][8];
+#pragma unroll
+                for (int side = 0; side < SIDES; side++) {
+                    float v[4][2];  // of two blocks of 8 columns, and of rows 0..8 and 8..16
+#pragma unroll
+                    for (int s = 0; s < 4; s++) {
+                        v[s][0] = total[i][j + s % 2 * SIDES + side][s / 2 * 2];
+                        v[s][1] = total[i][j + s % 2 * SIDES + side][s / 2 * 2 + 1];
+                    }
+                    gather_pieces(v);
+#pragma unroll
+                    for (int e = 0; e < 8; e++) y[side][e] = v[e / 2][e % 2];
+                }
+                const int piece = lane % 4;
+                finish<SIDES>(task, y, row + Tile::row() + i * 16 + piece / 2 * 8 + lane / 4,
+                              column + (Tile::column() + j * 8) / SIDES + piece % 2 * 8);
+            }
+        }
+        return;
+    }
+
+    // Split: each block leaves its slot's sums, and the last one of a tile adds them up in order.
+    const int first = slot, end = slot < of_x ? slot + 1 : of_x + __popc(served);
+    if (first < end) gemm<Tile, SIDES>(memory, row, column, first, end, chunks, done);
+    const int64_t slot_size = int64_t(task.rows) * SIDES * task.partial_pitch;
+    leave_partial<Tile, SIDES>(task, total, task.partial + slot * slot_size, row, column);
+    __threadfence();
+    __syncthreads();
+    int* last = reinterpret_cast<int*>(memory);
+    if (threadIdx.x == 0) {
+        *last = atomicAdd(&task.tickets[tile], 1) == slots - 1;
+        if (*last) atomicExch(&task.tickets[tile], 0);
+        __threadfence();
+    }
+    __syncthreads();
+    if (!*last) return;
+    for (int p = threadIdx.x; p < Tile::M * WIDTH / 8; p += Tile::THREADS) {
+        const int r = row + p / (WIDTH / 8), n = column + p % (WIDTH / 8) * 8;
+        if (r >= task.end || n >= task.columns) continue;
+        float y[SIDES][8] = {};
+        const auto add = [&](int from, int side) {
+            const float* at = task.partial + from * slot_size + (int64_t(r) * SIDES + side) * task.partial_pitch + n;
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const uint4 bits = load_16_fresh(at + half * 4);
+                const unsigned words[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    y[side][half * 4 + e] = __fadd_rn(y[side][half * 4 + e], __uint_as_float(words[e]));
+                }
+            }
+        };
+#pragma unroll
+        for (int side = 0; side < SIDES; side++) {
+#pragma unroll 4
+            for (int c = 0; c < of_x; c++) add(c, side);
+            if (task.bias[side]) {
+                float bias[8];
+                read_values(bias, task.bias[side] + n, task.columns - n);
+#pragma unroll
+                for (int e = 0; e < 8; e++) y[side][e] = __fadd_rn(y[side][e], bias[e]);
+            }
+            if (served) add(of_x, side);
+        }
+        finish<SIDES>(task, y, r, n);
+    }
+}
+
+// Kernels of the plain, the gated and the narrow product; one of each per tile.
+#define LINEAR(NAME, TILE)                                                                                            \
+    KERNEL void __launch_bounds__(TILE::THREADS, 1)                                                                   \
+        NAME(void* out, const __nv_bfloat16* x, const __nv_bfloat16* weight, const __nv_bfloat16* bias,               \
+             const __nv_bfloat16* gain, const __nv_bfloat16* h, float* partial, int* tickets, int rows, int inner,    \
+             int columns, int h_pitch, int ending, const __grid_constant__ Adapters adapters) {                       \
+        const LinearTask<1> task = {out, x, {weight}, {bias}, gain, h, partial, tickets, rows, 0, rows, inner,        \
+                                    columns, columns, h_pitch, (columns + 7) / 8 * 8, ending};                        \
+        linear_tile<TILE, 1>(task, adapters.count ? &adapters : nullptr);                                             \
+    }                                                                                                                 \
+    EMU_REGISTER(NAME)
+
+#define GATED_LINEAR(NAME, TILE)                                                                                      \
+    KERNEL void __launch_bounds__(TILE::THREADS, 1)                                                                   \
+        NAME(void* out, const __nv_bfloat16* x, const __nv_bfloat16* gate, const __nv_bfloat16* up,                   \
+             const __nv_bfloat16* gate_bias, const __nv_bfloat16* up_bias, const __nv_bfloat16* h, float* partial,    \
+             int* tickets, int rows, int inner, int columns, int h_pitch, int ending,                                 \
+             const __grid_constant__ Adapters adapters) {                                                             \
+        const LinearTask<2> task = {out, x, {gate, up}, {gate_bias, up_bias}, nullptr, h, partial, tickets, rows, 0,  \
+                                    rows, inner, columns, columns, h_pitch, (columns + 7) / 8 * 8, ending};           \
+        linear_tile<TILE, 2>(task, adapters.count ? &adapters : nullptr);                                             \
+    }                                                                                                                 \
+    EMU_REGISTER(NAME)
+
+#define LINEAR_SHRINK(NAME, TILE)                                                                                     \
+    KERNEL void __launch_bounds__(TILE::THREADS, 1)                                                                   \
+        NAME(__nv_bfloat16* h, const __nv_bfloat16* x, float* partial, int* tickets, int rows, int inner,             \
+             int h_pitch, const __grid_constant__ Adapters adapters) {                                                \
+        const int i = blockIdx.y, slots = partial ? (inner + GEMM_CHUNK - 1) / GEMM_CHUNK : 1;                        \
+        const int64_t side = int64_t(adapters.side[i]) * rows * h_pitch;                                              \
+        const LinearTask<1> task = {h + side, x, {adapters.a[i]}, {}, nullptr, nullptr,                               \
+                                    partial ? partial + side * slots : nullptr,                                       \
+                                    tickets + i * (gridDim.x / slots), rows, adapters.first[i], adapters.end[i],      \
+                                    inner, adapters.rank[i], h_pitch, 0, h_pitch, STORE};                             \
+        linear_tile<TILE, 1>(task, nullptr);                                                                          \
+    }                                                                                                                 \
+    EMU_REGISTER(NAME)
+
+using Wide = GemmTile<128, 128, 2, 4, 3>;       // 96 KiB: a block an SM
+using Middle = GemmTile<64, 64, 2, 2, 3>;       // 48 KiB
+using Narrow = GemmTile<16, 64, 1, 4, 6>;       // 60 KiB
+using NarrowGated = GemmTile<16, 128, 1, 4, 4>; // 72 KiB
+using Slim = GemmTile<64, 16, 4, 1, 5>;         // 50 KiB
+
+LINEAR(linear_wide, Wide)
+LINEAR(linear_middle, Middle)
+LINEAR(linear_narrow, Narrow)
+GATED_LINEAR(gated_linear_wide, Wide)
+GATED_LINEAR(gated_linear_middle, Middle)
+GATED_LINEAR(gated_linear_narrow, NarrowGated)
+LINEAR_SHRINK(linear_shrink_middle, Middle)
+LINEAR_SHRINK(linear_shrink_narrow, Narrow)
+LINEAR_SHRINK(linear_shrink_slim, Slim)

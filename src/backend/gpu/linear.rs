@@ -1,0 +1,369 @@
+//! Linear layers: how a product is cut into tiles, and tables of adapters; `kernels/linear.cu` does the rest.
+//!
+//! Every cut gives the same bits, so tiles are chosen for speed alone.
+
+use super::{
+    Address,
+    Argument::{self, Address as At, I32, Struct},
+    Launch, Runtime,
+    device::{Gpu, TICKETS, expect_dtype, int},
+};
+use crate::{
+    backend::{Activation, Epilogue, Linear, LoraRows, check},
+    error::{Error, Result},
+    tensor::{Dtype, Tensor},
+};
+use std::ops::Range;
+
+/// Elements of K that are summed from zero.
+const CHUNK: usize = 512;
+
+/// Adapters of all sides that one launch takes.
+const ADAPTERS: usize = 32;
+
+/// The largest rank; an adapter's product is one chunk.
+const MAX_RANK: usize = CHUNK;
+
+/// A tile as `kernels/linear.cu` has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Tile {
+    name: &'static str,
+    rows: usize,
+    /// Rows of W, of all sides together.
+    columns: usize,
+    threads: u32,
+    shared: u32,
+}
+
+impl Tile {
+    const fn new(name: &'static str, rows: usize, columns: usize, warps: u32, stages: u32) -> Self {
+        Tile { name, rows, columns, threads: warps * 32, shared: stages * (rows + columns) as u32 * 128 }
+    }
+}
+
+const WIDE: Tile = Tile::new("wide", 128, 128, 8, 3);
+const MIDDLE: Tile = Tile::new("middle", 64, 64, 4, 3);
+const NARROW: Tile = Tile::new("narrow", 16, 64, 4, 6);
+const NARROW_GATED: Tile = Tile::new("narrow", 16, 128, 4, 4);
+const SLIM: Tile = Tile::new("slim", 64, 16, 4, 5);
+
+/// How a product is spread over the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Cut {
+    tile: Tile,
+    tiles: usize,
+    /// Blocks to a tile: 1, or one for each chunk of K and one for adapters.
+    slots: usize,
+}
+
+/// What there is to spread: rows and columns of out, chunks of K.
+#[derive(Debug, Clone, Copy)]
+struct Product {
+    rows: usize,
+    columns: usize,
+    chunks: usize,
+    sides: usize,
+    adapted: bool,
+}
+
+impl Product {
+    /// The largest tile that leaves no processor idle. Few tiles are split by chunks of K.
+    fn cut(self, processors: usize) -> Cut {
+        let narrow = if self.sides == 2 { NARROW_GATED } else { NARROW };
+        match self.rows {
+            0..=16 => self.cut_into(narrow, 1, processors),
+            _ if self.tiles(WIDE) >= processors => self.cut_into(WIDE, 1, processors),
+            _ => self.cut_into(MIDDLE, 1, processors),
+        }
+    }
+
+    /// The same for x·Aᵀ of so many adapters, where columns are few.
+    fn cut_shrink(self, adapters: usize, processors: usize) -> Cut {
+        let tile = match (self.rows, self.columns) {
+            (0..=16, _) => NARROW,
+            (_, 0..=16) => SLIM,
+            _ => MIDDLE,
+        };
+        self.cut_into(tile, adapters, processors)
+    }
+
+    fn cut_into(self, tile: Tile, times: usize, processors: usize) -> Cut {
+        let tiles = self.tiles(tile);
+        let split = self.chunks > 1 && tiles * times < processors;
+        Cut { tile, tiles, slots: if split { self.chunks + usize::from(self.adapted) } else { 1 } }
+    }
+
+    fn tiles(self, tile: Tile) -> usize {
+        self.rows.div_ceil(tile.rows) * self.columns.div_ceil(tile.columns / self.sides)
+    }
+}
+
+/// One launch's adapters as the kernels take them.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct Adapters {
+    a: [Address; ADAPTERS],
+    b: [Address; ADAPTERS],
+    first: [i32; ADAPTERS],
+    end: [i32; ADAPTERS],
+    rank: [i32; ADAPTERS],
+    side: [i32; ADAPTERS],
+    scale: [f32; ADAPTERS],
+    count: i32,
+    unused: i32,
+}
+
+/// Split tiles, fewer than these, take a ticket each.
+fn processors<R: Runtime>(gpu: &Gpu<R>) -> usize {
+    gpu.runtime().processors().min(TICKETS)
+}
+
+/// See [`crate::backend::Backend::linear`].
+pub(super) fn linear<R: Runtime>(
+    gpu: &Gpu<R>,
+    out: &mut Tensor,
+    x: &Tensor,
+    linear: &Linear<'_>,
+    epilogue: Epilogue<'_>,
+) -> Result<()> {
+    const OP: &str = "linear";
+    let sizes = check::linear(OP, out, x, linear, epilogue)?;
+    let (ending, gain) = match epilogue {
+        Epilogue::Store if out.dtype() == Dtype::F32 => (1, None),
+        Epilogue::Store => (0, None),
+        Epilogue::Add => (2, None),
+        Epilogue::AddScaled(gain) => (3, Some(gain)),
+        Epilogue::Activate(activation) => (function(activation), None),
+    };
+    if ending != 1 {
+        expect_dtype(OP, "out", out, Dtype::BF16)?;
+    }
+    if let Some(gain) = gain {
+        expect_dtype(OP, "gain", gain, Dtype::BF16)?;
+    }
+    run(gpu, OP, sizes, out, x, &[linear], gain, ending)
+}
+
+/// See [`crate::backend::Backend::gated_linear`].
+pub(super) fn gated_linear<R: Runtime>(
+    gpu: &Gpu<R>,
+    out: &mut Tensor,
+    x: &Tensor,
+    gate: &Linear<'_>,
+    up: &Linear<'_>,
+    activation: Activation,
+) -> Result<()> {
+    const OP: &str = "gated_linear";
+    let sizes = check::gated_linear(out, x, gate, up)?;
+    expect_dtype(OP, "out", out, Dtype::BF16)?;
+    run(gpu, OP, sizes, out, x, &[gate, up], None, function(activation))
+}
+
+/// The number an activation has in `enum Ending`.
+fn function(activation: Activation) -> i32 {
+    match activation {
+        Activation::Silu => 4,
+        Activation::Gelu => 5,
+        Activation::GeluTanh => 6,
+        Activation::QuickGelu => 7,
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "what two ops have in common")]
+fn run<R: Runtime>(
+    gpu: &Gpu<R>,
+    op: &'static str,
+    sizes: check::LinearSizes,
+    out: &mut Tensor,
+    x: &Tensor,
+    sides: &[&Linear<'_>],
+    gain: Option<&Tensor>,
+    ending: i32,
+) -> Result<()> {
+    check_types(op, x, sides)?;
+    if sizes.inner == 0 {
+        return Err(Error::caller(op, format!("x is {x:?}, expected rows of at least one element")));
+    }
+    if out.is_empty() {
+        return Ok(());
+    }
+    let lora: Vec<(usize, &LoraRows<'_>)> = sides
+        .iter()
+        .enumerate()
+        .flat_map(|(side, linear)| linear.lora.iter().map(move |lora| (side, lora)))
+        .filter(|(_, lora)| !lora.rows.is_empty() && lora.a.rows() > 0)
+        .collect();
+    let ranges: Vec<Range<usize>> = lora.iter().map(|(_, lora)| lora.rows.clone()).collect();
+    for rows in parts(sizes.rows, &ranges) {
+        let mut table: Adapters = bytemuck::Zeroable::zeroed();
+        for (side, lora) in &lora {
+            let (first, end) = (lora.rows.start.max(rows.start), lora.rows.end.min(rows.end));
+            if first >= end {
+                continue;
+            }
+            let at = table.count as usize;
+            table.a[at] = gpu.at(lora.a)?;
+            table.b[at] = gpu.at(lora.b)?;
+            table.first[at] = int(op, "a row", first - rows.start)?;
+            table.end[at] = int(op, "a row", end - rows.start)?;
+            table.rank[at] = lora.a.rows() as i32;
+            table.side[at] = *side as i32;
+            table.scale[at] = lora.scale;
+            table.count += 1;
+        }
+        let part = Part { op, sizes: check::LinearSizes { rows: rows.len(), ..sizes }, table };
+        let (out_row, x_row) = (sizes.columns * out.dtype().size(), sizes.inner * x.dtype().size());
+        let (to, from) = (gpu.target(out)?.plus(rows.start * out_row), gpu.at(x)?.plus(rows.start * x_row));
+        part.launch(gpu, to, from, sides, gpu.at_or_null(gain)?, ending)?;
+    }
+    Ok(())
+}
+
+fn check_types(op: &'static str, x: &Tensor, sides: &[&Linear<'_>]) -> Result<()> {
+    expect_dtype(op, "x", x, Dtype::BF16)?;
+    for linear in sides {
+        expect_dtype(op, "weight", linear.weight, Dtype::BF16)?;
+        if let Some(bias) = linear.bias {
+            expect_dtype(op, "bias", bias, Dtype::BF16)?;
+        }
+        for (at, lora) in linear.lora.iter().enumerate() {
+            expect_dtype(op, "lora a", lora.a, Dtype::BF16)?;
+            expect_dtype(op, "lora b", lora.b, Dtype::BF16)?;
+            let rank = lora.a.rows();
+            if rank > MAX_RANK {
+                let what = format!("adapter {at} has rank {rank}; on a device at most {MAX_RANK}");
+                return Err(Error::caller(op, what));
+            }
+            if !lora.scale.is_finite() {
+                let what = format!("adapter {at} has scale {}, expected a finite number", lora.scale);
+                return Err(Error::caller(op, what));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Ranges of rows, each with no more adapters than a launch takes. Rows do not meet, so parts change no bit.
+fn parts(rows: usize, adapters: &[Range<usize>]) -> Vec<Range<usize>> {
+    let (mut parts, mut begin) = (Vec::new(), 0);
+    while begin < rows {
+        let mut starts: Vec<usize> =
+            adapters.iter().filter(|a| a.end > begin).map(|a| a.start.max(begin)).collect();
+        starts.sort_unstable();
+        // Two sides at most have an adapter at any one row, so the next part begins further on.
+        let end = starts.get(ADAPTERS).copied().unwrap_or(rows);
+        parts.push(begin..end);
+        begin = end;
+    }
+    parts
+}
+
+/// Rows of a product that one launch makes.
+struct Part {
+    op: &'static str,
+    sizes: check::LinearSizes,
+    table: Adapters,
+}
+
+impl Part {
+    fn launch<R: Runtime>(
+        &self,
+        gpu: &Gpu<R>,
+        out: Address,
+        x: Address,
+        sides: &[&Linear<'_>],
+        gain: Address,
+        ending: i32,
+    ) -> Result<()> {
+        let check::LinearSizes { rows, inner, columns } = self.sizes;
+        let adapted = self.table.count > 0;
+        let (pitch, h) = self.shrink(gpu, x, sides.len())?;
+        let product = Product { rows, columns, chunks: inner.div_ceil(CHUNK), sides: sides.len(), adapted };
+        let cut = product.cut(processors(gpu));
+        let (partial, tickets) = self.work_space(gpu, cut, sides.len() * columns.next_multiple_of(8))?;
+        let mut arguments = vec![At(out), At(x)];
+        for linear in sides {
+            arguments.push(At(gpu.at(linear.weight)?));
+        }
+        for linear in sides {
+            arguments.push(At(gpu.at_or_null(linear.bias)?));
+        }
+        if sides.len() == 1 {
+            arguments.push(At(gain));
+        }
+        arguments.extend([
+            At(gpu.at_or_null(h.as_ref())?),
+            At(gpu.at_or_null(partial.as_ref())?),
+            At(tickets),
+            I32(int(self.op, "rows", rows)?),
+            I32(int(self.op, "the inner axis", inner)?),
+            I32(int(self.op, "columns", columns)?),
+            I32(pitch),
+            I32(ending),
+            Struct(bytemuck::bytes_of(&self.table).to_vec()),
+        ]);
+        self.send(gpu, self.op, cut, 1, &arguments)
+    }
+
+    /// h = x·Aᵀ of all adapters, `[sides, T, pitch]`.
+    fn shrink<R: Runtime>(&self, gpu: &Gpu<R>, x: Address, sides: usize) -> Result<(i32, Option<Tensor>)> {
+        let Adapters { count, rank, first, end, .. } = &self.table;
+        let adapters = *count as usize;
+        if adapters == 0 {
+            return Ok((0, None));
+        }
+        let most = |values: &mut dyn Iterator<Item = i32>| values.max().unwrap_or(0) as usize;
+        let rank = most(&mut rank.iter().copied());
+        let served = most(&mut first.iter().zip(end).map(|(first, end)| end - first));
+        let (rows, inner, pitch) = (self.sizes.rows, self.sizes.inner, rank.next_multiple_of(8));
+        let chunks = inner.div_ceil(CHUNK);
+        let product = Product { rows: served, columns: rank, chunks, sides: 1, adapted: false };
+        let cut = product.cut_shrink(adapters, processors(gpu));
+        let h = gpu.temporary(Dtype::BF16, &[sides, rows, pitch])?;
+        let (partial, tickets) = self.work_space(gpu, cut, sides * pitch)?;
+        let arguments = [
+            At(gpu.at(&h)?),
+            At(x),
+            At(gpu.at_or_null(partial.as_ref())?),
+            At(tickets),
+            I32(int(self.op, "rows", rows)?),
+            I32(int(self.op, "the inner axis", inner)?),
+            I32(pitch as i32),
+            Struct(bytemuck::bytes_of(&self.table).to_vec()),
+        ];
+        self.send(gpu, "linear_shrink", cut, adapters as u32, &arguments)?;
+        Ok((pitch as i32, Some(h)))
+    }
+
+    /// Where blocks leave sums, and count who has, if tiles are split.
+    fn work_space<R: Runtime>(
+        &self,
+        gpu: &Gpu<R>,
+        cut: Cut,
+        width: usize,
+    ) -> Result<(Option<Tensor>, Address)> {
+        if cut.slots == 1 {
+            return Ok((None, Address(0)));
+        }
+        let partial = gpu.temporary(Dtype::F32, &[cut.slots, self.sizes.rows, width])?;
+        Ok((Some(partial), gpu.tickets()?))
+    }
+
+    fn send<R: Runtime>(
+        &self,
+        gpu: &Gpu<R>,
+        family: &str,
+        cut: Cut,
+        adapters: u32,
+        arguments: &[Argument],
+    ) -> Result<()> {
+        let blocks = int(self.op, "the number of tiles", cut.tiles * cut.slots)?;
+        gpu.launch(&Launch {
+            kernel: &format!("{family}_{}", cut.tile.name),
+            grid: [blocks as u32, adapters, 1],
+            block: [cut.tile.threads, 1, 1],
+            shared: cut.tile.shared,
+            arguments,
+        })
+    }
+}
