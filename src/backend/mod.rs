@@ -10,6 +10,9 @@
 //! * `linear`: the order of summation over the inner axis is fixed by its length. With bf16 weights the
 //!   activation is rounded to bf16 first (nearest even); products are exact and sums are f32. An adapter's
 //!   two products are linears of their own under the same rule.
+//!   On a device the inner axis is cut into chunks of 512, each summed from zero by tensor-core steps of 16 in order,
+//!   and chunks are added in order of index; then the bias, then the scaled product h·Bᵀ as one more chunk (h rounded
+//!   to bf16), then the epilogue, and one rounding. Who sums which chunk does not matter, so prefill and decode agree.
 //! * `attention`, `paged_attention`: keys are reduced in splits of [`SPLIT`] positions counted from the start
 //!   of the sequence, splits are merged in order; contiguous and paged keys give the same bits. With a bf16
 //!   cache the query is rounded to bf16 for the scores; probabilities and sums stay f32.
