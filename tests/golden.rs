@@ -161,7 +161,7 @@ fn greedy_tokens_and_text_are_those_of_transformers() {
         let end_tokens = case.end_tokens();
         for prompt in &case.expected.prompts {
             let greedy = &prompt.greedy;
-            let input = Input::prepare(&loaded.model, &loaded.read(prompt)).unwrap();
+            let input = Arc::new(Input::prepare(&loaded.model, &loaded.read(prompt)).unwrap());
             let sampling = Sampling { temperature: 0.0, max_tokens: greedy.ids.len(), ..Sampling::default() };
             let with = Generation {
                 model: &loaded.model,
@@ -205,11 +205,11 @@ fn sampled_logprobs_are_the_scored_ones_behind_long_prompts() {
     for (case, (backend, dtype)) in on_cpu.chain(emulated) {
         let loaded = Loaded::new(&case, backend, dtype);
         let adapter = case.adapter().exists().then(|| Adapter::open(&case.adapter()).unwrap());
-        let adapter = adapter.map(|file| loaded.model.adapter(&file).unwrap());
+        let adapter = adapter.map(|file| Arc::new(loaded.model.adapter(&file).unwrap()));
         let prompt = case.expected.prompts.last().unwrap();
         let mut read = loaded.read(prompt);
         read.prompt.tokens.extend((1..200).cycle().take(PREFILL_CHUNK + 100));
-        let input = Input::prepare(&loaded.model, &read).unwrap();
+        let input = Arc::new(Input::prepare(&loaded.model, &read).unwrap());
         let sampling =
             Sampling { temperature: 0.7, max_tokens: 40, ignore_eos: true, seed: 5, ..Sampling::default() };
         let with = Generation {
@@ -220,7 +220,7 @@ fn sampled_logprobs_are_the_scored_ones_behind_long_prompts() {
         };
         let completion = generate(with, &input, &sampling, |_| Ok(())).unwrap();
         let request = ScoreRequest::new(&loaded.model, input, completion.tokens).unwrap();
-        let scored = score(&loaded.model, adapter.as_ref(), &[request], 0.7, 300).unwrap().remove(0);
+        let scored = score(&loaded.model, adapter.as_deref(), &[request], 0.7, 300).unwrap().remove(0);
         assert_eq!(scored.logprobs, completion.logprobs, "{} {dtype}", case.name);
         assert!(scored.greedy.contains(&false), "{}: nothing was drawn", case.name);
     }

@@ -186,18 +186,18 @@ pub struct Drawn {
 }
 
 impl Drawn {
-    /// Tokens and log-probs on the host. Refuses a row whose logits are not finite.
-    pub fn read(&self, backend: &dyn Backend) -> Result<Vec<(u32, f32)>> {
+    /// Tokens and log-probs on the host; for a row whose logits are not finite, what is wrong with it.
+    pub fn read(&self, backend: &dyn Backend) -> Result<Vec<Result<(u32, f32)>>> {
         let (token, logp) = (backend.download(&self.token)?, backend.download(&self.logp)?);
         let rows = token.as_slice::<i32>()?.iter().zip(logp.to_f64()).enumerate();
-        rows.map(|(row, (&token, logp))| match u32::try_from(token) {
+        let rows = rows.map(|(row, (&token, logp))| match u32::try_from(token) {
             Ok(token) => Ok((token, logp as f32)),
             Err(_) => {
                 let what = format!("row {row}: the logit of token {} is {logp}", !token);
                 Err(Error::caller("sample", format!("{what}; look at the weights with `inspect`")))
             }
-        })
-        .collect()
+        });
+        Ok(rows.collect())
     }
 }
 

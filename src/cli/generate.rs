@@ -11,6 +11,7 @@ use serde_json::json;
 use std::{
     io::{self, Write},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Instant,
 };
 
@@ -62,7 +63,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
         };
         (Words::Messages(system.chain([user]).collect()), Vec::new())
     };
-    let input = opened.input(&words, &given, Path::new(""))?;
+    let input = Arc::new(opened.input(&words, &given, Path::new(""))?);
     let ready = Instant::now();
 
     let mut out = io::stdout().lock();

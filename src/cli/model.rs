@@ -11,7 +11,10 @@ use pellucid::prompt::message::ImageReference;
 use pellucid::prompt::reader::{ImageOptions, Reader, Words};
 use pellucid::prompt::template::RenderOptions;
 use pellucid::tensor::Dtype;
-use std::{path::Path, path::PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// How a model is loaded and how it sees pictures.
 #[derive(Debug, clap::Args)]
@@ -57,7 +60,7 @@ enum WeightType {
 pub(crate) struct Opened {
     pub(crate) model: Model,
     pub(crate) reader: Reader,
-    pub(crate) adapter: Option<Adapter>,
+    pub(crate) adapter: Option<Arc<Adapter>>,
     pub(crate) generation: GenerationConfig,
     end_tokens: Vec<u32>,
 }
@@ -82,7 +85,7 @@ impl ModelFlags {
         }
         let model = Model::load(folder.path(), backend, dtype)?;
         let adapter = match &self.adapter {
-            Some(path) => Some(model.adapter(&AdapterFile::open(path)?)?),
+            Some(path) => Some(Arc::new(model.adapter(&AdapterFile::open(path)?)?)),
             None => None,
         };
         let arithmetic = self.pixels.map(|whose| match whose {

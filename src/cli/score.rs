@@ -143,7 +143,7 @@ fn flush(
     totals: &mut Totals,
 ) -> Result<()> {
     let (ids, requests): (Vec<Value>, Vec<ScoreRequest>) = gathered.drain(..).unzip();
-    let adapter = opened.adapter.as_ref();
+    let adapter = opened.adapter.as_deref();
     let scores = score(&opened.model, adapter, &requests, arguments.temperature, arguments.budget)?;
     for ((id, request), score) in ids.into_iter().zip(&requests).zip(&scores) {
         let Score { logprobs, greedy, entropy } = score;

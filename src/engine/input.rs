@@ -1,5 +1,6 @@
 //! A prompt made ready for one model: its tokens, their rotary positions, its images as features.
 
+use super::prefix::Seen;
 use crate::error::{Error, Result};
 use crate::format::config::VisionConfig;
 use crate::model::{ImagePlace, Model, PatchedImage, PlacedImage, Positions};
@@ -14,7 +15,16 @@ use std::{borrow::Cow, ops::Range};
 pub struct Input {
     tokens: Vec<u32>,
     positions: Positions,
-    features: Vec<(Range<usize>, Tensor)>,
+    pictures: Vec<Picture>,
+}
+
+/// A picture in a prompt.
+#[derive(Debug)]
+struct Picture {
+    tokens: Range<usize>,
+    /// A hash of what the tower read.
+    content: [u8; 32],
+    features: Tensor,
 }
 
 impl Input {
@@ -32,7 +42,7 @@ impl Input {
         }
         check_context(model, tokens.len())?;
         let mut places = Vec::with_capacity(read.images.len());
-        let mut features = Vec::with_capacity(read.images.len());
+        let mut pictures = Vec::with_capacity(read.images.len());
         for Span { image, tokens: place } in &read.prompt.spans {
             let Some(processed) = read.images.get(*image) else {
                 return Err(Error::internal(
@@ -51,10 +61,11 @@ impl Input {
             let merge = model.merge();
             let [frames, rows, columns] = grid;
             places.push(ImagePlace { tokens: place.clone(), grid: [frames, rows / merge, columns / merge] });
-            features.push((place.clone(), encoded));
+            let content = content(&pixels, grid);
+            pictures.push(Picture { tokens: place.clone(), content, features: encoded });
         }
         let positions = model.positions(tokens.len(), &places)?;
-        Ok(Input { tokens, positions, features })
+        Ok(Input { tokens, positions, pictures })
     }
 
     /// The prompt's tokens.
@@ -67,13 +78,41 @@ impl Input {
         &self.positions
     }
 
+    /// The tokens of the prompt with `more` behind it, if the model can hold them.
+    pub(super) fn check_length(&self, model: &Model, more: usize) -> Result<usize> {
+        let most = self.tokens.len().saturating_add(more);
+        check_context(model, most).map(|()| most)
+    }
+
     /// Image features where they stand.
     pub fn images(&self) -> Vec<PlacedImage<'_>> {
-        self.features
+        let place = |picture: &Picture| picture.tokens.clone();
+        self.pictures
             .iter()
-            .map(|(tokens, features)| PlacedImage { tokens: tokens.clone(), features })
+            .map(|picture| PlacedImage { tokens: place(picture), features: &picture.features })
             .collect()
     }
+
+    /// The pictures seen from a page of tokens.
+    pub(super) fn seen(&self, page: &Range<usize>) -> Vec<Seen> {
+        let within = |picture: &&Picture| picture.tokens.start < page.end && picture.tokens.end > page.start;
+        let seen = |picture: &Picture| Seen {
+            content: picture.content,
+            start: picture.tokens.start as i64 - page.start as i64,
+            tokens: picture.tokens.len() as u64,
+        };
+        self.pictures.iter().filter(within).map(seen).collect()
+    }
+}
+
+/// A hash of what a tower reads.
+fn content(pixels: &[f32], grid: [usize; 3]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    grid.iter().for_each(|side| {
+        hasher.update(&side.to_le_bytes());
+    });
+    hasher.update(bytemuck::cast_slice(pixels));
+    *hasher.finalize().as_bytes()
 }
 
 /// An image as rows of patches, and the grid they form.
@@ -89,7 +128,7 @@ fn patches<'i>(model: &Model, image: &'i ProcessedImage) -> Result<(Cow<'i, [f32
 }
 
 /// Refuses sequences longer than the model was made for.
-pub(super) fn check_context(model: &Model, tokens: usize) -> Result<()> {
+fn check_context(model: &Model, tokens: usize) -> Result<()> {
     let limit = model.config.decoder.max_positions;
     if tokens > limit {
         let what =

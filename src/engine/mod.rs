@@ -1,13 +1,20 @@
 //! Logits into completions: prompts made ready for a model, tokens drawn and scored.
 
+mod batch;
 mod generate;
 mod input;
 mod pages;
+mod prefix;
+mod request;
 mod sampling;
+mod schedule;
 mod score;
+mod sequence;
 mod stop;
 
-pub use generate::{Completion, Finish, Generation, PREFILL_CHUNK, generate};
+pub use batch::Engine;
+pub use generate::{Generation, PREFILL_CHUNK, generate};
 pub use input::Input;
+pub use request::{Completion, Event, Finish, Limits, Published, Request, Ticket, Totals};
 pub use sampling::Sampling;
 pub use score::{Score, ScoreRequest, score};

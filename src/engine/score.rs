@@ -1,31 +1,32 @@
 //! Teacher-forced log-probs of given completions: the same kernels, pages and head as sampling uses, so the
 //! numbers are those the sampler would have recorded.
 
-use super::input::{Input, check_context};
+use super::input::Input;
 use super::pages::PagePool;
 use crate::backend::draw::{COLDEST, divides};
 use crate::error::{Error, Result};
 use crate::model::{Adapter, AdapterRows, Model, PlacedImage, Run, pages_for};
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 const OP: &str = "score";
 
 /// One completion to score.
 #[derive(Debug)]
 pub struct ScoreRequest {
-    input: Input,
+    input: Arc<Input>,
     completion: Vec<u32>,
 }
 
 impl ScoreRequest {
     /// The tokens that followed a prompt. Refuses what the model cannot hold.
-    pub fn new(model: &Model, input: Input, completion: Vec<u32>) -> Result<Self> {
+    pub fn new(model: &Model, input: impl Into<Arc<Input>>, completion: Vec<u32>) -> Result<Self> {
+        let input = input.into();
         let vocab = model.config.decoder.vocab;
         if let Some((at, id)) = completion.iter().enumerate().find(|(_, id)| **id as usize >= vocab) {
             let what = format!("completion token {at} is {id}, but the vocabulary has {vocab} ids");
             return Err(Error::caller(OP, what));
         }
-        check_context(model, input.tokens().len().saturating_add(completion.len()))?;
+        input.check_length(model, completion.len())?;
         Ok(ScoreRequest { input, completion })
     }
 
@@ -83,7 +84,8 @@ pub fn score(
     for pass in &passes {
         for Piece { sequence, tokens } in pass {
             if tokens.start == 0 {
-                tables[*sequence] = pool.take(lengths[*sequence])?;
+                tables[*sequence] =
+                    (0..pages_for(lengths[*sequence])).map(|_| pool.take()).collect::<Result<_>>()?;
             }
         }
         let runs: Vec<Run<'_>> = pass
@@ -131,7 +133,7 @@ pub fn score(
         }
         for Piece { sequence, tokens } in pass {
             if tokens.end == lengths[*sequence] {
-                pool.give_back(std::mem::take(&mut tables[*sequence]));
+                std::mem::take(&mut tables[*sequence]).into_iter().for_each(|page| pool.release(page));
             }
         }
     }

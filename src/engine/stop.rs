@@ -2,14 +2,14 @@
 
 /// Holds back text that could still turn out to be the beginning of a stop text.
 #[derive(Debug)]
-pub(super) struct StopWatch<'a> {
-    stops: &'a [String],
+pub(super) struct StopWatch {
+    stops: Vec<String>,
     text: String,
     shown: usize,
 }
 
-impl<'a> StopWatch<'a> {
-    pub(super) fn new(stops: &'a [String]) -> Self {
+impl StopWatch {
+    pub(super) fn new(stops: Vec<String>) -> Self {
         StopWatch { stops, text: String::new(), shown: 0 }
     }
 
@@ -59,7 +59,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn feed(stops: &[String], pieces: &[String]) -> (String, String, bool) {
-        let mut watch = StopWatch::new(stops);
+        let mut watch = StopWatch::new(stops.to_vec());
         let mut shown = String::new();
         for piece in pieces {
             let (text, met) = watch.push(piece);

@@ -33,6 +33,18 @@ impl KvCache {
         Ok(KvCache { keys: pools()?, values: pools()?, pages })
     }
 
+    /// Copies what one page holds to another, in all blocks.
+    pub fn copy_page(&mut self, backend: &dyn Backend, from: u32, to: u32) -> Result<()> {
+        let index = |page: u32| backend.upload(Tensor::from_slice(&[1], &[page as i32])?);
+        let (from, to) = (index(from)?, index(to)?);
+        for pool in self.keys.iter_mut().chain(&mut self.values) {
+            let mut page = backend.alloc(pool.dtype(), &[1, pool.row_len()])?; // [1, G·P·D]
+            backend.gather_rows(&mut page, pool, &from)?;
+            backend.scatter_rows(pool, &page, &to)?;
+        }
+        Ok(())
+    }
+
     /// `N`, how many pages there are.
     pub fn pages(&self) -> usize {
         self.pages

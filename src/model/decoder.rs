@@ -306,6 +306,11 @@ pub fn workspace_bytes_per_row(config: &DecoderConfig, dtype: Dtype) -> usize {
 }
 
 impl Workspace {
+    /// The normed output `[T, C]` of the last pass.
+    pub fn normed(&self) -> &Tensor {
+        &self.normed
+    }
+
     fn fit(&mut self, backend: &dyn Backend, config: &DecoderConfig, rows: usize) -> Result<()> {
         let (heads, kv_heads, width) = (config.heads, config.kv_heads, config.head_dim);
         backend.fit(&mut self.hidden, &[rows, config.hidden])?;

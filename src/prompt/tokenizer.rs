@@ -172,7 +172,7 @@ impl TextStream<'_> {
     }
 
     /// The text still held back, as far as it can be read.
-    pub fn finish(self) -> Result<String> {
+    pub fn finish(&self) -> Result<String> {
         let text = self.tokenizer.decode(&self.ids, self.skip_special)?;
         Ok(text.get(self.emitted..).unwrap_or_default().to_owned())
     }

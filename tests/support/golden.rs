@@ -1,5 +1,7 @@
 //! Reading the golden fixtures.
 
+#![allow(dead_code, reason = "each test file uses some of it")]
+
 use pellucid::format::Checkpoint;
 use serde::Deserialize;
 use std::{

@@ -1,0 +1,316 @@
+//! The engine: requests go in, completions come out, and every pass works on all of them.
+//!
+//! Each [`Engine::step`] is the same four moves: look at what every sequence needs, let `schedule` decide, run the
+//! model once over what it decided, draw a token for every sequence that has reached its end. A request for several
+//! completions reads its prompt once and then goes on as several sequences that hold the same pages; whoever first
+//! writes to a page that others hold copies it.
+
+use super::pages::PagePool;
+use super::prefix::Key;
+use super::request::{Event, Limits, Published, Request, Ticket, Totals};
+use super::schedule::{Room, Running, Turn, Waiting, schedule};
+use super::sequence::{Lane, Sequence, Shared};
+use super::stop::StopWatch;
+use crate::backend::Draw;
+use crate::error::{Error, Result};
+use crate::model::{Adapter, AdapterRows, KvCache, Model, PAGE, PlacedImage, Run, Workspace, pages_for};
+use crate::prompt::tokenizer::Tokenizer;
+use std::{collections::VecDeque, sync::Arc};
+
+/// Runs requests on one model.
+#[derive(Debug)]
+pub struct Engine<'m> {
+    model: &'m Model,
+    tokenizer: &'m Tokenizer,
+    end_tokens: &'m [u32],
+    limits: Limits,
+    cache: KvCache,
+    work: Workspace,
+    pool: PagePool,
+    /// In the batch, the oldest first.
+    running: Vec<Sequence<'m>>,
+    waiting: VecDeque<Sequence<'m>>,
+    totals: Totals,
+    submitted: u64,
+    published: u64,
+}
+
+impl<'m> Engine<'m> {
+    /// An engine with nothing to do.
+    pub fn new(
+        model: &'m Model,
+        tokenizer: &'m Tokenizer,
+        end_tokens: &'m [u32],
+        limits: Limits,
+    ) -> Result<Self> {
+        let Limits { pages, tokens, sequences } = limits;
+        if pages == 0 || tokens == 0 || sequences == 0 {
+            return Err(Error::caller("engine", format!("{limits:?}: every limit has to be at least 1")));
+        }
+        Ok(Engine {
+            model,
+            tokenizer,
+            end_tokens,
+            limits,
+            cache: model.cache(pages)?,
+            work: model.workspace()?,
+            pool: PagePool::new(pages),
+            running: Vec::new(),
+            waiting: VecDeque::new(),
+            totals: Totals::default(),
+            submitted: 0,
+            published: 0,
+        })
+    }
+
+    /// Serves an adapter from now on. Publish it again after it has changed: pages computed before then no longer
+    /// match.
+    pub fn publish(&mut self, adapter: Arc<Adapter>) -> Published {
+        self.published += 1;
+        Published { adapter, generation: self.published }
+    }
+
+    /// Puts a request in the line. Refuses what could never run.
+    pub fn submit(&mut self, request: Request) -> Result<Ticket> {
+        const OP: &str = "submit";
+        let Request { input, sampling, seeds, adapter } = request;
+        sampling.check()?;
+        let most = input.check_length(self.model, sampling.max_tokens)?;
+        let (lanes, Limits { pages, sequences, .. }) = (seeds.len(), self.limits);
+        if lanes == 0 || lanes > sequences {
+            let what =
+                format!("{lanes} completions of one prompt; this engine runs 1 to {sequences} at a time");
+            return Err(Error::caller(OP, what));
+        }
+        // Alone, one lane has to be able to end, and all have to be able to begin.
+        let needed = pages_for(most - 1).max(pages_for(input.tokens().len()) + lanes - 1);
+        if needed > pages {
+            let what = format!(
+                "{most} tokens in {lanes} completions need {needed} pages, but the engine has {pages}; raise it to \
+                 {needed} or ask for fewer tokens"
+            );
+            return Err(Error::caller(OP, what));
+        }
+        let ticket = Ticket(self.submitted);
+        self.submitted += 1;
+        let lane = |(index, &seed)| Lane {
+            index,
+            seed,
+            stream: self.tokenizer.stream(true),
+            watch: StopWatch::new(sampling.stop.clone()),
+            logprobs: Vec::new(),
+        };
+        let lanes = seeds.iter().enumerate().map(lane).collect();
+        let tokens = input.tokens().to_vec();
+        let shared = Arc::new(Shared { ticket, input, sampling, adapter });
+        let mut sequence =
+            Sequence { shared, tokens, computed: 0, table: Vec::new(), keys: Vec::new(), lanes };
+        sequence.extend_keys();
+        self.waiting.push_back(sequence);
+        Ok(ticket)
+    }
+
+    /// Takes a request out, wherever it is, and says whether it was there.
+    pub fn cancel(&mut self, ticket: Ticket) -> bool {
+        let before = self.running.len() + self.waiting.len();
+        for sequence in self.running.iter_mut().filter(|sequence| sequence.shared.ticket == ticket) {
+            sequence.release(&mut self.pool);
+        }
+        self.running.retain(|sequence| sequence.shared.ticket != ticket);
+        self.waiting.retain(|sequence| sequence.shared.ticket != ticket);
+        before != self.running.len() + self.waiting.len()
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    /// What has been done so far.
+    pub fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    /// Forgets the pages of prompts that nobody is working on.
+    pub fn reset_prefixes(&mut self) {
+        self.pool.reset();
+    }
+
+    /// Whether the books on pages agree with who uses them.
+    pub fn check(&self) -> Result<()> {
+        self.pool.check(self.running.iter().map(|sequence| sequence.table.as_slice()))
+    }
+
+    /// One pass: what it drew and what ended with it.
+    pub fn step(&mut self) -> Result<Vec<Event>> {
+        let counts = self.admit_and_preempt()?;
+        self.make_room(&counts)?;
+        let ends = self.forward(&counts)?;
+        self.totals.passes += 1;
+        self.totals.computed += counts.iter().sum::<usize>() as u64;
+        for (sequence, count) in self.running.iter_mut().zip(&counts) {
+            sequence.computed += count;
+            sequence.publish(&mut self.pool);
+        }
+        let events = self.draw(ends)?;
+        Ok(events)
+    }
+
+    /// Changes the batch as the schedule says, and returns how many tokens each sequence in it computes now.
+    fn admit_and_preempt(&mut self) -> Result<Vec<usize>> {
+        let running: Vec<Running> = self.running.iter().map(|sequence| sequence.state(&self.pool)).collect();
+        let waiting = self.line();
+        let room =
+            Room { pages: self.pool.available(), tokens: self.limits.tokens, lanes: self.limits.sequences };
+        let plan = schedule(&running, &waiting, room);
+        if plan.turns.is_empty() && !self.is_idle() {
+            return Err(Error::internal("schedule", format!("nobody can move: {running:?}, {waiting:?}")));
+        }
+        for &at in &plan.preempted {
+            let mut sequence = self.running.remove(at);
+            sequence.release(&mut self.pool);
+            self.waiting.push_front(sequence);
+            self.totals.preempted += 1;
+        }
+        let mut counts = vec![0; self.running.len()];
+        let mut admitted = 0;
+        for turn in plan.turns {
+            match turn {
+                Turn::Running { at, tokens } => counts[at] = tokens,
+                Turn::Waiting { at, tokens } => {
+                    let newcomer = self.waiting.remove(at - admitted);
+                    let mut sequence = newcomer.ok_or_else(|| Error::internal("schedule", "nobody there"))?;
+                    admitted += 1;
+                    sequence.adopt(&mut self.pool);
+                    self.totals.reused += sequence.computed as u64;
+                    self.running.push(sequence);
+                    counts.push(tokens);
+                }
+            }
+        }
+        Ok(counts)
+    }
+
+    /// The line as the schedule sees it.
+    fn line(&self) -> Vec<Waiting> {
+        // What is being computed, or will be by somebody earlier in the line.
+        let mut coming: Vec<Key> = self
+            .running
+            .iter()
+            .filter_map(|sequence| sequence.keys.get(sequence.computed / PAGE))
+            .copied()
+            .collect();
+        // Beyond so many newcomers nobody is admitted in one pass anyway.
+        let near = self.waiting.iter().take(self.limits.sequences + 1);
+        near.map(|sequence| {
+            let found = sequence.known(&self.pool);
+            let next = sequence.keys.get(found.len()).filter(|_| found.len() < sequence.reusable());
+            let held = next.is_some_and(|key| coming.contains(key));
+            coming.extend(next.filter(|_| !held));
+            Waiting {
+                length: sequence.tokens.len(),
+                cached: found.len() * PAGE,
+                idle: found.iter().filter(|&&page| self.pool.holders(page) == 0).count(),
+                lanes: sequence.lanes.len(),
+                held,
+            }
+        })
+        .collect()
+    }
+
+    /// Pages for the tokens about to be computed, each page the sequence's own from where it writes.
+    fn make_room(&mut self, counts: &[usize]) -> Result<()> {
+        for (sequence, &count) in self.running.iter_mut().zip(counts).filter(|(_, count)| **count > 0) {
+            if let Some(tail) = sequence.shared_tail(&self.pool) {
+                let copy = self.pool.take()?;
+                self.cache.copy_page(&*self.model.backend, tail, copy)?;
+                self.pool.release(tail);
+                sequence.table.pop();
+                sequence.table.push(copy);
+            }
+            while sequence.table.len() < pages_for(sequence.computed + count) {
+                sequence.table.push(self.pool.take()?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs the model, and returns which sequences have reached their end, with the packed row of their last token.
+    fn forward(&mut self, counts: &[usize]) -> Result<Vec<(usize, usize)>> {
+        let mut order: Vec<usize> = (0..self.running.len()).filter(|&at| counts[at] > 0).collect();
+        // Adapters serve ranges of rows.
+        order.sort_by_key(|&at| self.running[at].shared.generation());
+        let images: Vec<Vec<PlacedImage<'_>>> = order.iter().map(|&at| self.running[at].images()).collect();
+        let mut runs = Vec::with_capacity(order.len());
+        let mut adapters: Vec<AdapterRows<'_>> = Vec::new();
+        let mut served = None;
+        let mut ends = Vec::new();
+        let mut row = 0;
+        for (&at, images) in order.iter().zip(&images) {
+            let sequence = &self.running[at];
+            let end = sequence.computed + counts[at];
+            let rows = row..row + counts[at];
+            row = rows.end;
+            match (&sequence.shared.adapter, adapters.last_mut()) {
+                (Some(_), Some(last)) if served == sequence.shared.generation() => last.rows.end = rows.end,
+                (Some(published), _) => adapters.push(AdapterRows { rows, adapter: &published.adapter }),
+                (None, _) => {}
+            }
+            served = sequence.shared.generation();
+            if end == sequence.tokens.len() {
+                ends.push((at, row - 1));
+            }
+            runs.push(Run {
+                tokens: &sequence.tokens[sequence.computed..end],
+                start: sequence.computed,
+                positions: sequence.shared.input.positions(),
+                pages: &sequence.table,
+                images,
+            });
+        }
+        if !runs.is_empty() {
+            let backend = &*self.model.backend;
+            self.model.decoder.forward(backend, &runs, &adapters, &mut self.cache, &mut self.work)?;
+        }
+        Ok(ends)
+    }
+
+    /// Draws a token for every lane of the sequences that have reached their end.
+    fn draw(&mut self, mut ends: Vec<(usize, usize)>) -> Result<Vec<Event>> {
+        let mut events = Vec::new();
+        if ends.is_empty() {
+            return Ok(events);
+        }
+        ends.sort_unstable();
+        let mut rows = Vec::new();
+        let mut draws = Vec::new();
+        for &(at, row) in &ends {
+            let Sequence { shared, tokens, lanes, .. } = &self.running[at];
+            rows.extend(lanes.iter().map(|_| row));
+            draws.extend(lanes.iter().map(|lane| Draw { seed: lane.seed, ..shared.sampling.draw(tokens) }));
+        }
+        let (backend, decoder) = (&*self.model.backend, &self.model.decoder);
+        let hidden = decoder.rows(backend, self.work.normed(), &rows)?;
+        let mut drawn = decoder.sample(backend, &hidden, &draws)?.read(backend)?.into_iter();
+        drop(draws);
+        for (at, mut sequence) in std::mem::take(&mut self.running).into_iter().enumerate() {
+            if ends.binary_search_by_key(&at, |(at, _)| *at).is_err() {
+                self.running.push(sequence);
+                continue;
+            }
+            let lanes = std::mem::take(&mut sequence.lanes);
+            let mut grown = Vec::with_capacity(lanes.len());
+            for (lane, outcome) in lanes.into_iter().zip(drawn.by_ref()) {
+                self.totals.drawn += 1;
+                grown.extend(sequence.grow(lane, outcome, self.end_tokens, &mut events));
+            }
+            // Each that goes on holds the pages once.
+            for &page in sequence.table.iter().rev() {
+                grown.iter().for_each(|_| self.pool.share(page));
+                self.pool.release(page);
+            }
+            self.running.extend(grown);
+        }
+        Ok(events)
+    }
+}

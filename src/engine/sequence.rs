@@ -1,0 +1,180 @@
+//! Tokens on their way: what is in the cache, which pages hold it, and what becomes of the next token.
+
+use super::input::Input;
+use super::pages::PagePool;
+use super::prefix::Key;
+use super::request::{Completion, Event, Finish, Published, Ticket};
+use super::sampling::Sampling;
+use super::schedule::Running;
+use super::stop::StopWatch;
+use crate::error::Result;
+use crate::model::{PAGE, PlacedImage};
+use crate::prompt::tokenizer::TextStream;
+use std::sync::Arc;
+
+/// What the sequences of one request have in common.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) ticket: Ticket,
+    pub(super) input: Arc<Input>,
+    pub(super) sampling: Sampling,
+    pub(super) adapter: Option<Published>,
+}
+
+/// Tokens that have been chosen so far, and the lanes that share all of them.
+#[derive(Debug)]
+pub(super) struct Sequence<'m> {
+    pub(super) shared: Arc<Shared>,
+    pub(super) tokens: Vec<u32>,
+    /// How many of them are in the cache.
+    pub(super) computed: usize,
+    pub(super) table: Vec<u32>,
+    /// Keys of the pages that the tokens fill.
+    pub(super) keys: Vec<Key>,
+    pub(super) lanes: Vec<Lane<'m>>,
+}
+
+/// One completion on its way.
+#[derive(Debug)]
+pub(super) struct Lane<'m> {
+    pub(super) index: usize,
+    pub(super) seed: u64,
+    pub(super) stream: TextStream<'m>,
+    pub(super) watch: StopWatch,
+    pub(super) logprobs: Vec<f32>,
+}
+
+impl Shared {
+    pub(super) fn generation(&self) -> Option<u64> {
+        self.adapter.as_ref().map(|published| published.generation)
+    }
+}
+
+impl<'m> Sequence<'m> {
+    /// What the schedule asks.
+    pub(super) fn state(&self, pool: &PagePool) -> Running {
+        Running {
+            length: self.tokens.len(),
+            computed: self.computed,
+            pages: self.table.len(),
+            exclusive: self.table.iter().filter(|&&page| pool.holders(page) == 1).count(),
+            shared_tail: self.shared_tail(pool).is_some(),
+            lanes: self.lanes.len(),
+        }
+    }
+
+    /// The last page, if it is partly filled and others hold it too.
+    pub(super) fn shared_tail(&self, pool: &PagePool) -> Option<u32> {
+        let partly = !self.computed.is_multiple_of(PAGE);
+        self.table.last().copied().filter(|&page| partly && pool.holders(page) > 1)
+    }
+
+    /// Full pages that may come from others: the last token is always computed, for its output is needed.
+    pub(super) fn reusable(&self) -> usize {
+        ((self.tokens.len() - 1) / PAGE).min(self.keys.len())
+    }
+
+    /// Known pages that hold the beginning of this sequence.
+    pub(super) fn known(&self, pool: &PagePool) -> Vec<u32> {
+        self.keys[..self.reusable()].iter().map_while(|key| pool.find(key)).collect()
+    }
+
+    /// Begins with what known pages hold.
+    pub(super) fn adopt(&mut self, pool: &mut PagePool) {
+        self.table = self.known(pool);
+        self.table.iter().for_each(|&page| pool.share(page));
+        self.computed = self.table.len() * PAGE;
+    }
+
+    /// Gives all pages back; what they held is computed again when the sequence returns.
+    pub(super) fn release(&mut self, pool: &mut PagePool) {
+        std::mem::take(&mut self.table).into_iter().rev().for_each(|page| pool.release(page));
+        self.computed = 0;
+    }
+
+    /// Makes full pages known.
+    pub(super) fn publish(&self, pool: &mut PagePool) {
+        let full = self.computed / PAGE;
+        for (&page, key) in self.table.iter().zip(&self.keys).take(full) {
+            pool.publish(page, *key);
+        }
+    }
+
+    /// Keys for all pages that the tokens fill.
+    pub(super) fn extend_keys(&mut self) {
+        while (self.keys.len() + 1) * PAGE <= self.tokens.len() {
+            let page = self.keys.len() * PAGE..(self.keys.len() + 1) * PAGE;
+            let parent = self.keys.last().copied().unwrap_or(Key::root(self.shared.generation()));
+            let seen = self.shared.input.seen(&page);
+            self.keys.push(parent.page(&self.tokens[page], &seen));
+        }
+    }
+
+    /// Pictures whose features are still to be placed.
+    pub(super) fn images(&self) -> Vec<PlacedImage<'_>> {
+        self.shared.input.images().into_iter().filter(|image| image.tokens.end > self.computed).collect()
+    }
+
+    /// What becomes of a lane with the token it has drawn: a sequence that goes on, unless it has ended.
+    pub(super) fn grow(
+        &self,
+        mut lane: Lane<'m>,
+        outcome: Result<(u32, f32)>,
+        end_tokens: &[u32],
+        events: &mut Vec<Event>,
+    ) -> Option<Sequence<'m>> {
+        let Shared { ticket, input, sampling, .. } = &*self.shared;
+        let (ticket, index) = (*ticket, lane.index);
+        let advance = |lane: &mut Lane<'m>| -> Result<(u32, String, Option<Finish>)> {
+            let (token, logp) = outcome?;
+            lane.logprobs.push(logp);
+            if !sampling.ignore_eos && end_tokens.contains(&token) {
+                let (text, _) = lane.watch.push(&lane.stream.finish()?);
+                return Ok((token, text, Some(Finish::Stop)));
+            }
+            let (mut text, met) = lane.watch.push(&lane.stream.push(token)?);
+            if met {
+                return Ok((token, text, Some(Finish::Stop)));
+            }
+            let last = self.tokens.len() + 1 == input.tokens().len() + sampling.max_tokens;
+            if last {
+                let (rest, met) = lane.watch.push(&lane.stream.finish()?);
+                text.push_str(&rest);
+                return Ok((token, text, Some(if met { Finish::Stop } else { Finish::Length })));
+            }
+            Ok((token, text, None))
+        };
+        let (token, mut text, finish) = match advance(&mut lane) {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                events.push(Event::Failed { ticket, lane: index, error });
+                return None;
+            }
+        };
+        let mut tokens = self.tokens.clone();
+        tokens.push(token);
+        let Some(finish) = finish else {
+            if !text.is_empty() {
+                events.push(Event::Text { ticket, lane: index, text });
+            }
+            let (shared, keys) = (self.shared.clone(), self.keys.clone());
+            let (computed, table) = (self.computed, self.table.clone());
+            let mut grown = Sequence { shared, tokens, computed, table, keys, lanes: vec![lane] };
+            grown.extend_keys();
+            return Some(grown);
+        };
+        let (whole, rest) = lane.watch.finish();
+        text.push_str(&rest);
+        if !text.is_empty() {
+            events.push(Event::Text { ticket, lane: index, text });
+        }
+        let completion = Completion {
+            text: whole,
+            tokens: tokens.split_off(input.tokens().len()),
+            logprobs: lane.logprobs,
+            finish,
+        };
+        events.push(Event::Finished { ticket, lane: index, completion });
+        None
+    }
+}
