@@ -11,6 +11,7 @@ mod linear_sm90;
 mod norm;
 mod rope;
 mod rows;
+mod sample;
 
 use half::bf16;
 use pellucid::{

@@ -1,0 +1,50 @@
+// What a draw is on a device: a row's settings, and who leads in it so far.
+#pragma once
+#include "philox.cuh"
+
+// Laid out by src/backend/gpu/head.rs.
+struct Draw {
+    float divisor;  // the temperature, or 1 for a greedy row
+    int greedy;
+    uint2 seed;
+    unsigned position;
+    int slot;  // the row of logits kept for `sample`, or -1 where every token takes part with its own logit
+    int top_k;  // 0 keeps all
+    float top_p, min_p, penalty;
+    int first, end;  // of the seen tokens
+};
+
+// The largest score wins, the lowest token among equals.
+struct Leader {
+    float score;
+    int token;    // of a logit that is not finite: ~token, and the score is infinite
+    float logit;  // divided by the temperature, or the one that is not finite
+    int unused;
+};
+
+__device__ __forceinline__ Leader nobody() { return {-INFINITY, 0x7FFFFFFF, 0.0f, 0}; }
+
+__device__ __forceinline__ Leader leader_of(Leader one, Leader other) {
+    const int id = one.token < 0 ? ~one.token : one.token, other_id = other.token < 0 ? ~other.token : other.token;
+    return other.score > one.score || (other.score == one.score && other_id < id) ? other : one;
+}
+
+// Among the lanes that differ in `bits`.
+template <int LANES>
+__device__ __forceinline__ Leader leader_of_lanes(Leader leader) {
+#pragma unroll
+    for (int step = LANES / 2; step; step /= 2) {
+        const Leader other = {__shfl_xor_sync(0xFFFFFFFFu, leader.score, step), __shfl_xor_sync(0xFFFFFFFFu, leader.token, step),
+                              __shfl_xor_sync(0xFFFFFFFFu, leader.logit, step), 0};
+        leader = leader_of(leader, other);
+    }
+    return leader;
+}
+
+__device__ __forceinline__ void store_leader(Leader* to, Leader leader) {
+    store_16(to, make_uint4(__float_as_uint(leader.score), unsigned(leader.token), __float_as_uint(leader.logit), 0));
+}
+__device__ __forceinline__ Leader load_leader(const Leader* from) {
+    const uint4 bits = load_16(from);
+    return {__uint_as_float(bits.x), int(bits.y), __uint_as_float(bits.z), 0};
+}
