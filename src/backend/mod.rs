@@ -25,7 +25,7 @@
 pub mod check;
 pub mod cpu;
 pub mod draw;
-#[cfg(feature = "emu")]
+#[cfg(any(feature = "cuda", feature = "emu"))]
 pub mod gpu;
 pub mod philox;
 pub mod plain;

@@ -46,7 +46,7 @@ unsafe extern "C" {
         tile: *const u32,
         element: u32,
         swizzle: u32,
-    ) -> *const c_char;
+    );
 }
 
 /// In which order threads and blocks get their turns. A correct kernel gives the same under all of them.
@@ -220,34 +220,21 @@ impl Runtime for Emulator {
     }
 
     fn tensor_map(&self, shape: &TensorShape<'_>) -> Result<TensorMap> {
-        let rank = shape.sizes.len();
-        if shape.tile.len() != rank || shape.strides.len() + 1 != rank {
-            return Err(Error::internal(
-                "tensor_map",
-                format!(
-                    "{rank} sizes with {} strides and {} tile sides",
-                    shape.strides.len(),
-                    shape.tile.len()
-                ),
-            ));
-        }
+        shape.check()?;
         let mut map = [0; 128];
-        // SAFETY: `map` has the 128 bytes that are written; the slices have `rank`, `rank - 1` and `rank` entries,
-        // as was checked; the text is a constant.
+        // SAFETY: `map` has the 128 bytes that are written; the slices have as many entries as the rank says, strides
+        // one fewer, as was checked.
         unsafe {
-            complaint(
-                "tensor_map",
-                emu_tensor_map(
-                    map.as_mut_ptr(),
-                    shape.address.0,
-                    rank as u32,
-                    shape.sizes.as_ptr(),
-                    shape.strides.as_ptr(),
-                    shape.tile.as_ptr(),
-                    shape.element,
-                    shape.swizzle,
-                ),
-            )?;
+            emu_tensor_map(
+                map.as_mut_ptr(),
+                shape.address.0,
+                shape.sizes.len() as u32,
+                shape.sizes.as_ptr(),
+                shape.strides.as_ptr(),
+                shape.tile.as_ptr(),
+                shape.element,
+                shape.swizzle,
+            );
         }
         Ok(TensorMap(map))
     }

@@ -1,19 +1,29 @@
 //! What our kernels run on: memory that is not ours, and launches into it.
 //!
 //! [`Runtime`] is all that a device must offer, so everything above it (shape checks, tile choice, grid
-//! arithmetic, memory plans) is the same code on every one. The emulator implements it on the CPU, with checks that no device makes:
-//! see `kernels/emu`.
+//! arithmetic, memory plans) is the same code on every one. The driver implements it on NVIDIA devices (feature
+//! `cuda`), the emulator on the CPU, with checks that no device makes: see `kernels/emu` (feature `emu`).
 
+#[cfg(any(feature = "cuda", test))]
+mod arena;
 mod device;
+#[cfg(feature = "cuda")]
+pub mod driver;
+#[cfg(feature = "emu")]
 mod emulator;
 mod linear;
 mod linear_sm90;
 mod norm;
 mod rope;
 mod rows;
+mod tensor_map;
 
 pub use device::Gpu;
+#[cfg(feature = "cuda")]
+pub use driver::Cuda;
+#[cfg(feature = "emu")]
 pub use emulator::{Emulator, Graph, Order, Settings};
+pub use tensor_map::{TensorMap, TensorShape};
 
 use crate::error::Result;
 
@@ -75,28 +85,6 @@ impl Argument {
             Argument::Struct(bytes) => bytes,
         }
     }
-}
-
-/// An encoded tensor map, opaque but to the device that made it.
-#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(transparent)]
-pub struct TensorMap([u8; 128]);
-
-/// How the tensor memory accelerator should see a tensor; dimensions from the innermost on.
-#[derive(Debug, Clone, Copy)]
-pub struct TensorShape<'a> {
-    /// Where it begins; a multiple of 16.
-    pub address: Address,
-    /// Bytes of an element.
-    pub element: u32,
-    /// Elements along each dimension.
-    pub sizes: &'a [u64],
-    /// Bytes from one index to the next, from dimension 1 on; multiples of 16.
-    pub strides: &'a [u64],
-    /// Elements of the box that one copy moves.
-    pub tile: &'a [u32],
-    /// Bytes the swizzle spans: 0, 32, 64 or 128.
-    pub swizzle: u32,
 }
 
 /// A device: memory, launches in order, and sequences of launches that can be run again.
