@@ -47,7 +47,9 @@ fn a_command_line_that_makes_no_sense_exits_with_2() {
         (&["doctro"], "'doctor'"),
         (&["doctor", "--jsom"], "--json"),
         (&["doctor", "--threads", "0"], "1 to 1024"),
+        #[cfg(not(feature = "cuda"))]
         (&["doctor", "--device", "cuda:0"], "no CUDA backend"),
+        (&["doctor", "--device", "tpu"], "no such device"),
     ] {
         let run = pellucid(arguments);
         assert_eq!((run.code, run.stdout.as_str()), (Some(2), ""), "{arguments:?}");

@@ -12,23 +12,39 @@ pub(crate) enum Device {
     /// Our CUDA kernels on the emulated device.
     #[cfg(feature = "emu")]
     Emu,
+    /// An NVIDIA device, by the driver's numbers.
+    #[cfg(feature = "cuda")]
+    Cuda(u32),
 }
 
 impl Device {
     /// What there is to choose from, for messages.
-    const CHOICES: &'static str = if cfg!(feature = "emu") { "cpu or emu" } else { "cpu" };
+    pub(crate) const CHOICES: &'static str = match (cfg!(feature = "cuda"), cfg!(feature = "emu")) {
+        (false, false) => "cpu or auto",
+        (false, true) => "cpu, emu or auto",
+        (true, false) => "cpu, cuda:N or auto",
+        (true, true) => "cpu, cuda:N, emu or auto",
+    };
 
     /// Reads a name that `--device` was given.
     pub(crate) fn parse(name: &str) -> Result<Device, String> {
         let here = Device::CHOICES;
-        match name.split(':').next() {
-            Some("cpu") if name == "cpu" => Ok(Device::Cpu),
+        match name.split_once(':').unwrap_or((name, "")) {
+            ("cpu", "") => Ok(Device::Cpu),
+            ("auto", "") => Ok(Device::best()),
             #[cfg(feature = "emu")]
-            Some("emu") if name == "emu" => Ok(Device::Emu),
-            Some("cuda") => Err(format!("this build has no CUDA backend; use {here}")),
-            Some("emu") if name == "emu" => {
-                Err(format!("this build has no kernel emulator (feature `emu`); use {here}"))
-            }
+            ("emu", "") => Ok(Device::Emu),
+            #[cfg(feature = "cuda")]
+            ("cuda", "") => Ok(Device::Cuda(0)),
+            #[cfg(feature = "cuda")]
+            ("cuda", index) => match index.parse() {
+                Ok(index) => Ok(Device::Cuda(index)),
+                Err(_) => Err(format!("{index:?} is no device number; cuda:0 is the first")),
+            },
+            #[cfg(not(feature = "cuda"))]
+            ("cuda", _) => Err(format!("this build has no CUDA backend (feature `cuda`); use {here}")),
+            #[cfg(not(feature = "emu"))]
+            ("emu", "") => Err(format!("this build has no kernel emulator (feature `emu`); use {here}")),
             _ => Err(format!("no such device; this build has {here}")),
         }
     }
@@ -42,17 +58,34 @@ impl Device {
                 use pellucid::backend::gpu::{Emulator, Gpu, Settings};
                 Arc::new(Gpu::new(Emulator::new(Settings::default())?))
             }
+            #[cfg(feature = "cuda")]
+            Device::Cuda(index) => {
+                use pellucid::backend::gpu::{Cuda, Gpu};
+                Arc::new(Gpu::new(Cuda::open(index)?))
+            }
         })
+    }
+
+    /// The best device there is. A machine without NVIDIA's driver has no GPU for us; one whose driver cannot be used
+    /// is told why when the device is opened, rather than left to wonder at the CPU's speed.
+    fn best() -> Device {
+        #[cfg(feature = "cuda")]
+        if pellucid::backend::gpu::driver::driver_version().is_some() {
+            return Device::Cuda(0);
+        }
+        Device::Cpu
     }
 }
 
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Device::Cpu => "cpu",
+        match self {
+            Device::Cpu => f.write_str("cpu"),
             #[cfg(feature = "emu")]
-            Device::Emu => "emu",
-        })
+            Device::Emu => f.write_str("emu"),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(index) => write!(f, "cuda:{index}"),
+        }
     }
 }
 
@@ -63,7 +96,10 @@ mod tests {
     #[test]
     fn devices_this_build_lacks_are_refused_by_name() {
         assert_eq!(Device::parse("cpu"), Ok(Device::Cpu));
-        assert!(Device::parse("cuda:1").unwrap_err().contains("CUDA"));
+        assert_eq!(Device::parse("cuda:1").is_ok(), cfg!(feature = "cuda"));
+        for odd in ["cuda:x", "cuda:-1", "cuda:0:1", "cuda1", "emu:0"] {
+            assert!(Device::parse(odd).is_err(), "{odd}");
+        }
         assert_eq!(Device::parse("emu").is_ok(), cfg!(feature = "emu"));
         assert!(Device::parse("cpu:0").is_err());
         assert!(Device::parse("tpu").unwrap_err().contains("cpu"));

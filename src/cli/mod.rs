@@ -38,14 +38,12 @@ enum Verb {
     Score(score::Arguments),
 }
 
-const WHERE: &str =
-    if cfg!(feature = "emu") { "Where to compute: cpu or emu" } else { "Where to compute: cpu" };
-
 /// Settings that every verb takes.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
-    #[arg(long, global = true, default_value = "cpu", value_parser = Device::parse, help = WHERE)]
+    #[arg(long, global = true, default_value = "auto", value_parser = Device::parse,
+        help = format!("Where to compute: {}", Device::CHOICES))]
     pub(crate) device: Device,
 
     /// Threads to compute with [default: one per core]
