@@ -81,7 +81,6 @@ __device__ __forceinline__ void write_values(float* to, const float (&values)[8]
 template <int SIDES>
 __device__ __forceinline__ void finish(const LinearTask<SIDES>& task, float (&y)[SIDES][8], int row, int column) {
     const int count = task.columns - column;
-    if (row >= task.end || count <= 0) return;
     const int64_t at = int64_t(row) * task.pitch + column;
     if (task.ending == STORE_F32) return write_values(static_cast<float*>(task.out) + at, y[0], count);
     __nv_bfloat16* out = static_cast<__nv_bfloat16*>(task.out) + at;
@@ -106,47 +105,8 @@ __device__ __forceinline__ void finish(const LinearTask<SIDES>& task, float (&y)
     write_values(out, values, count);
 }
 
-// Lane t of four holds columns 2t and 2t + 1 of four pieces of 8; afterwards it holds all of piece t.
-__device__ __forceinline__ void gather_pieces(float (&v)[4][2]) {
-    const int lane = threadIdx.x % 4;
-#pragma unroll
-    for (int bit = 1; bit <= 2; bit *= 2) {
-#pragma unroll
-        for (int s = 0; s < 4; s++) {
-            if (s & bit) continue;
-#pragma unroll
-            for (int e = 0; e < 2; e++) {
-                const float got = __shfl_xor_sync(0xFFFFFFFFu, lane & bit ? v[s][e] : v[s | bit][e], bit);
-                (lane & bit ? v[s][e] : v[s | bit][e]) = got;
-            }
-        }
-    }
-}
-
-// Sums of one slot to its part of the work space.
-template <class Tile, int SIDES>
-__device__ __forceinline__ void leave_partial(const LinearTask<SIDES>& task, const typename Tile::Sums& sums, float* partial,
-                                              int row, int column) {
-    const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int i = 0; i < Tile::BLOCKS_M; i++) {
-#pragma unroll
-        for (int j = 0; j < Tile::BLOCKS_N; j++) {
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const int r = row + Tile::row() + i * 16 + half * 8 + lane / 4;
-                const int n = column + (Tile::column() + j / SIDES * SIDES * 8) / SIDES + lane % 4 * 2;
-                if (r >= task.end || n >= (task.columns + 7) / 8 * 8) continue;
-                float2* to = reinterpret_cast<float2*>(partial + (int64_t(r) * SIDES + j % SIDES) * task.partial_pitch + n);
-                *to = make_float2(sums[i][j][half * 2], sums[i][j][half * 2 + 1]);
-            }
-        }
-    }
-}
-
 template <class Tile, int SIDES>
 __device__ __forceinline__ void linear_tile(const LinearTask<SIDES>& task, const Adapters* adapters) {
-    static_assert(Tile::WARP_N % (16 * SIDES) == 0, "a warp holds whole pieces of both sides");
     DYN_SMEM(memory);
     constexpr int WIDTH = Tile::N / SIDES;  // columns of out
     const int tiles_m = (task.end - task.first + Tile::M - 1) / Tile::M, tiles_n = (task.columns + WIDTH - 1) / WIDTH;
@@ -167,24 +127,19 @@ __device__ __forceinline__ void linear_tile(const LinearTask<SIDES>& task, const
         for (int before = of_x; before < c; before++) left &= left - 1;
         return __ffs(int(left)) - 1;
     };
-    const auto chunks = [&](int c) {
-        GemmChunk<SIDES> chunk;
+    const auto chunks = [&](int c, int side) -> GemmChunk {
         if (c < of_x) {
             const int k = c * GEMM_CHUNK;
-            chunk.depth = min(task.inner - k, GEMM_CHUNK);
-            chunk.a = {task.x + k, task.inner, task.first, task.end};
-#pragma unroll
-            for (int side = 0; side < SIDES; side++) chunk.b[side] = {task.weight[side] + k, task.inner, 0, task.columns};
-        } else {
-            const int i = adapter(c), of = adapters->side[i];
-            chunk.depth = adapters->rank[i];
-            chunk.a = {task.h + int64_t(of) * task.rows * task.h_pitch, task.h_pitch, adapters->first[i], adapters->end[i]};
-#pragma unroll
-            for (int side = 0; side < SIDES; side++) {
-                chunk.b[side] = {adapters->b[i], adapters->rank[i], 0, side == of ? task.columns : 0};
-            }
+            const __nv_bfloat16* weight = side ? task.weight[SIDES - 1] : task.weight[0];
+            return {{task.x + k, task.inner, task.first, task.end},
+                    {weight + k, task.inner, 0, task.columns},
+                    min(task.inner - k, GEMM_CHUNK)};
         }
-        return chunk;
+        const int i = adapter(c), of = adapters->side[i], rank = adapters->rank[i];
+        const __nv_bfloat16* h = task.h + int64_t(of) * task.rows * task.h_pitch;
+        return {{h, task.h_pitch, adapters->first[i], adapters->end[i]},
+                {adapters->b[i], rank, 0, side == of ? task.columns : 0},
+                rank};
     };
 
     // Sums begin at +0 and so never are -0: the zeros that rows without an adapter get change no bit.
@@ -213,75 +168,72 @@ __device__ __forceinline__ void linear_tile(const LinearTask<SIDES>& task, const
         }
     };
 
-    if (!task.partial) {
-        gemm<Tile, SIDES>(memory, row, column, 0, of_x + __popc(served), chunks, done);
+    const int end = task.partial && slot < of_x ? slot + 1 : of_x + __popc(served);
+    if (slot < end) gemm<Tile, SIDES>(memory, row, column, slot, end, chunks, done);
+    __syncthreads();
+    Tile::leave(memory, total);
+    __syncthreads();
+
+    // From here on threads hold 8 neighbours of a row.
+    constexpr int PIECES = WIDTH / 8;
+    const int64_t slot_size = int64_t(task.rows) * SIDES * task.partial_pitch;
+    if (task.partial) {
+        // Each block leaves its slot's sums, and the last one of a tile adds them up in order.
+        for (int p = threadIdx.x; p < Tile::M * PIECES; p += Tile::THREADS) {
+            const int r = row + p / PIECES, n = column + p % PIECES * 8;
+            if (r >= task.end || n >= task.columns) continue;
 #pragma unroll
-        for (int i = 0; i < Tile::BLOCKS_M; i++) {
-#pragma unroll
-            for (int j = 0; j < Tile::BLOCKS_N; j += 2 * SIDES) {
-                float y[SIDES][8];
-#pragma unroll
-                for (int side = 0; side < SIDES; side++) {
-                    float v[4][2];  // of two blocks of 8 columns, and of rows 0..8 and 8..16
-#pragma unroll
-                    for (int s = 0; s < 4; s++) {
-                        v[s][0] = total[i][j + s % 2 * SIDES + side][s / 2 * 2];
-                        v[s][1] = total[i][j + s % 2 * SIDES + side][s / 2 * 2 + 1];
-                    }
-                    gather_pieces(v);
-#pragma unroll
-                    for (int e = 0; e < 8; e++) y[side][e] = v[e / 2][e % 2];
-                }
-                const int piece = lane % 4;
-                finish<SIDES>(task, y, row + Tile::row() + i * 16 + piece / 2 * 8 + lane / 4,
-                              column + (Tile::column() + j * 8) / SIDES + piece % 2 * 8);
+            for (int part = 0; part < 2 * SIDES; part++) {
+                const uint4 four = load_16(Tile::four(memory, r - row, p % PIECES * 8 * SIDES + part * 4));
+                float* to = task.partial + slot * slot_size + (int64_t(r) * SIDES + part / 2) * task.partial_pitch + n;
+                store_16(to + part % 2 * 4, four);
             }
         }
-        return;
-    }
-
-    // Split: each block leaves its slot's sums, and the last one of a tile adds them up in order.
-    const int first = slot, end = slot < of_x ? slot + 1 : of_x + __popc(served);
-    if (first < end) gemm<Tile, SIDES>(memory, row, column, first, end, chunks, done);
-    const int64_t slot_size = int64_t(task.rows) * SIDES * task.partial_pitch;
-    leave_partial<Tile, SIDES>(task, total, task.partial + slot * slot_size, row, column);
-    __threadfence();
-    __syncthreads();
-    int* last = reinterpret_cast<int*>(memory);
-    if (threadIdx.x == 0) {
-        *last = atomicAdd(&task.tickets[tile], 1) == slots - 1;
-        if (*last) atomicExch(&task.tickets[tile], 0);
         __threadfence();
+        __syncthreads();
+        int* last = reinterpret_cast<int*>(memory);
+        if (threadIdx.x == 0) {
+            *last = atomicAdd(&task.tickets[tile], 1) == slots - 1;
+            if (*last) atomicExch(&task.tickets[tile], 0);
+            __threadfence();
+        }
+        __syncthreads();
+        if (!*last) return;
     }
-    __syncthreads();
-    if (!*last) return;
-    for (int p = threadIdx.x; p < Tile::M * WIDTH / 8; p += Tile::THREADS) {
-        const int r = row + p / (WIDTH / 8), n = column + p % (WIDTH / 8) * 8;
+#pragma unroll 1
+    for (int p = threadIdx.x; p < Tile::M * PIECES; p += Tile::THREADS) {
+        const int r = row + p / PIECES, n = column + p % PIECES * 8;
         if (r >= task.end || n >= task.columns) continue;
         float y[SIDES][8] = {};
-        const auto add = [&](int from, int side) {
-            const float* at = task.partial + from * slot_size + (int64_t(r) * SIDES + side) * task.partial_pitch + n;
+        const auto add = [&](float* four, uint4 bits) {
+            const unsigned words[4] = {bits.x, bits.y, bits.z, bits.w};
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const uint4 bits = load_16_fresh(at + half * 4);
-                const unsigned words[4] = {bits.x, bits.y, bits.z, bits.w};
-#pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    y[side][half * 4 + e] = __fadd_rn(y[side][half * 4 + e], __uint_as_float(words[e]));
-                }
-            }
+            for (int e = 0; e < 4; e++) four[e] = __fadd_rn(four[e], __uint_as_float(words[e]));
         };
 #pragma unroll
         for (int side = 0; side < SIDES; side++) {
+            if (!task.partial) {
+                const int at = (p % PIECES * SIDES + side) * 8;
+                add(y[side], load_16(Tile::four(memory, r - row, at)));
+                add(y[side] + 4, load_16(Tile::four(memory, r - row, at + 4)));
+                continue;
+            }
+            const float* from = task.partial + (int64_t(r) * SIDES + side) * task.partial_pitch + n;
 #pragma unroll 4
-            for (int c = 0; c < of_x; c++) add(c, side);
+            for (int c = 0; c < of_x; c++, from += slot_size) {
+                add(y[side], load_16_fresh(from));
+                add(y[side] + 4, load_16_fresh(from + 4));
+            }
             if (task.bias[side]) {
                 float bias[8];
                 read_values(bias, task.bias[side] + n, task.columns - n);
 #pragma unroll
                 for (int e = 0; e < 8; e++) y[side][e] = __fadd_rn(y[side][e], bias[e]);
             }
-            if (served) add(of_x, side);
+            if (served) {
+                add(y[side], load_16_fresh(from));
+                add(y[side] + 4, load_16_fresh(from + 4));
+            }
         }
         finish<SIDES>(task, y, r, n);
     }

@@ -23,13 +23,35 @@ struct GemmTile {
     static constexpr int STAGE = (M + N) * GEMM_DEPTH * 2;              // bytes
     static constexpr int SHARED = STAGES * STAGE;
     static_assert(WARP_M % 16 == 0 && WARP_N % 16 == 0 && STAGES >= 2, "whole fragments, and a buffer to fill");
-    static_assert(M % (THREADS / 8) == 0 && N % (THREADS / 8) == 0, "threads share the copying evenly");
+    static_assert(M % (THREADS / 8) == 0 && N % (THREADS / 8) == 0 && THREADS % 128 == 0, "threads share the copying evenly");
 
     // Sums of a thread: [i][j][e] is row 16 i + lane / 4 + 8 (e / 2), column 8 j + lane % 4 * 2 + e % 2 of the warp's
     // part, which begins at row(), column() of the tile.
     using Sums = float[BLOCKS_M][BLOCKS_N][4];
     static __device__ __forceinline__ int row() { return int(threadIdx.x) / 32 / WARPS_N * WARP_M; }
     static __device__ __forceinline__ int column() { return int(threadIdx.x) / 32 % WARPS_N * WARP_N; }
+
+    // Sums pass between threads as f32 [M, N] in shared memory; where 4 neighbours of a row lie, the first's column a
+    // multiple of 4. Neither the writing of fragments nor the reading of 8 neighbours meets in a bank.
+    static_assert(M * (N + 8) * 4 <= SHARED, "sums fit where buffers were");
+    static __device__ __forceinline__ float* four(unsigned char* memory, int row, int column) {
+        return reinterpret_cast<float*>(memory) + row * (N + 8) + (column ^ (column / 32 % 4 * 4));
+    }
+    // A barrier on either side is the caller's.
+    static __device__ __forceinline__ void leave(unsigned char* memory, const Sums& sums) {
+        const int lane = threadIdx.x % 32;
+#pragma unroll
+        for (int i = 0; i < BLOCKS_M; i++) {
+#pragma unroll
+            for (int j = 0; j < BLOCKS_N; j++) {
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    float* to = four(memory, row() + i * 16 + half * 8 + lane / 4, column() + j * 8 + lane % 4 / 2 * 4);
+                    *reinterpret_cast<float2*>(to + lane % 2 * 2) = make_float2(sums[i][j][half * 2], sums[i][j][half * 2 + 1]);
+                }
+            }
+        }
+    }
 };
 
 // Rows of a matrix, of which those outside first..end count as zero.
@@ -39,50 +61,43 @@ struct GemmRows {
     int first, end;
 };
 
-// One chunk. With two sides, rows of b come from both in turns of 8: b[0] rows 0..8, b[1] rows 0..8, b[0] rows 8..16, ...
-template <int SIDES>
+// One chunk, or one side of it. With two sides a tile has rows of b from both in turns of 8: rows 0..8 of side 0, rows
+// 0..8 of side 1, rows 8..16 of side 0, ...
 struct GemmChunk {
-    GemmRows a, b[SIDES];
+    GemmRows a, b;
     int depth;  // elements of K, 1..=512
 };
 
-__device__ __forceinline__ void gemm_copy_piece(unsigned char* to, const GemmRows& rows, int row, int k, int depth) {
-    const int left = row >= rows.first && row < rows.end ? min(depth - k, 8) : 0;
-    const __nv_bfloat16* from = rows.data + (left > 0 ? int64_t(row) * rows.pitch + k : 0);
-    if (((reinterpret_cast<uintptr_t>(rows.data) | unsigned(rows.pitch) * 2) & 15) == 0) {
-        cp_async_16(smem_u32(to), from, left > 0 ? left * 2 : 0);
+// Elements k..k+64 of COUNT rows, a thread's own from `row` on, those after it by `apart`. `to` is the thread's place.
+template <int COUNT, int THREADS>
+__device__ __forceinline__ void gemm_copy(unsigned char* to, const GemmRows& rows, int row, int apart, int k, int depth) {
+    const int left = min(depth - k, 8);
+    const bool whole = ((reinterpret_cast<uintptr_t>(rows.data) | unsigned(rows.pitch) * 2) & 15) == 0;
+    if (whole) {
+#pragma unroll
+        for (int step = 0; step < COUNT; step += THREADS / 8, row += apart) {
+            const bool is = left > 0 && row >= rows.first && row < rows.end;
+            const __nv_bfloat16* from = is ? rows.data + int64_t(row) * rows.pitch + k : rows.data;
+            cp_async_16(smem_u32(to + step * 128), from, is ? left * 2 : 0);
+        }
         return;
     }
-    unsigned words[4] = {};
+#pragma unroll 1
+    for (int step = 0; step < COUNT; step += THREADS / 8, row += apart) {
+        const bool is = row >= rows.first && row < rows.end;
+        unsigned words[4] = {};
 #pragma unroll
-    for (int e = 0; e < 8; e++) {
-        if (e < left) words[e / 2] |= __float_as_uint(__bfloat162float(from[e])) >> 16 << e % 2 * 16;
-    }
-    store_16(to, make_uint4(words[0], words[1], words[2], words[3]));
-}
-
-// Elements k..k+64 of a chunk's rows into one buffer: a, then b.
-template <class Tile, int SIDES>
-__device__ __forceinline__ void gemm_copy(unsigned char* stage, const GemmChunk<SIDES>& chunk, int row, int column, int k) {
-    const int piece = threadIdx.x % 8;
-#pragma unroll
-    for (int step = 0; step < Tile::M; step += Tile::THREADS / 8) {
-        const int r = step + threadIdx.x / 8;
-        gemm_copy_piece(stage + r * 128 + (piece ^ r % 8) * 16, chunk.a, row + r, k + piece * 8, chunk.depth);
-    }
-#pragma unroll
-    for (int step = 0; step < Tile::N; step += Tile::THREADS / 8) {
-        const int r = step + threadIdx.x / 8;
-        unsigned char* to = stage + (Tile::M + r) * 128 + (piece ^ r % 8) * 16;
-        const int source = SIDES == 1 ? column + r : column + r / 16 * 8 + r % 8;
-        const GemmRows side = SIDES == 1 || r / 8 % 2 == 0 ? chunk.b[0] : chunk.b[SIDES - 1];
-        gemm_copy_piece(to, side, source, k + piece * 8, chunk.depth);
+        for (int e = 0; e < 8; e++) {
+            if (!is || e >= left) continue;
+            words[e / 2] |= __float_as_uint(__bfloat162float(rows.data[int64_t(row) * rows.pitch + k + e])) >> 16 << e % 2 * 16;
+        }
+        store_16(to + step * 128, make_uint4(words[0], words[1], words[2], words[3]));
     }
 }
 
 // Chunks first..end of the tile whose rows of a begin at `row` and whose rows of each side of b at `column`:
-// `chunks(c)` says what chunk c is, `done(c, sums)` gets each complete one, in order. `memory` is Tile::SHARED bytes,
-// 1024-aligned; no other use of it may be under way, and a later one needs a __syncthreads first.
+// `chunks(c, side)` says what chunk c is, `done(c, sums)` gets each complete one, in order. There is at least one.
+// `memory` is Tile::SHARED bytes, 1024-aligned; other uses of it stay behind a __syncthreads before and after.
 template <class Tile, int SIDES, class Chunks, class Done>
 __device__ __forceinline__ void gemm(unsigned char* memory, int row, int column, int first, int end, const Chunks& chunks,
                                      const Done& done) {
@@ -92,15 +107,21 @@ __device__ __forceinline__ void gemm(unsigned char* memory, int row, int column,
     const uint32_t at_a = (Tile::row() + lane % 16) * 128, half_a = lane / 16;
     const uint32_t at_b = (Tile::M + Tile::column() + lane / 16 * 8 + lane % 8) * 128, half_b = lane / 8 % 2;
 
-    int loading = first, k = 0;
-    GemmChunk<SIDES> chunk = chunks(first);
+    // Threads name the pieces that they copy: one of 8 in a row, of every THREADS / 8th row, all of one side.
+    constexpr int APART = Tile::THREADS / 8;
+    const int piece = threadIdx.x % 8, r = threadIdx.x / 8, place = r * 128 + (piece ^ r % 8) * 16;
+    const int side = SIDES == 1 ? 0 : r / 8 % 2, row_b = column + (SIDES == 1 ? r : r / 16 * 8 + r % 8);
+    int loading = first, k = piece * 8;
+    GemmChunk chunk = chunks(first, side);
     auto load = [&](int stage) {
         if (loading < end) {
-            gemm_copy<Tile, SIDES>(memory + stage * Tile::STAGE, chunk, row, column, k);
+            unsigned char* to = memory + stage * Tile::STAGE + place;
+            gemm_copy<Tile::M, Tile::THREADS>(to, chunk.a, row + r, APART, k, chunk.depth);
+            gemm_copy<Tile::N, Tile::THREADS>(to + Tile::M * 128, chunk.b, row_b, APART / SIDES, k, chunk.depth);
             k += GEMM_DEPTH;
-            if (k >= chunk.depth && ++loading < end) {
-                chunk = chunks(loading);
-                k = 0;
+            if (k - piece * 8 >= chunk.depth && ++loading < end) {
+                chunk = chunks(loading, side);
+                k = piece * 8;
             }
         }
         cp_async_commit();
@@ -120,7 +141,7 @@ __device__ __forceinline__ void gemm(unsigned char* memory, int row, int column,
         }
     };
 
-#pragma unroll
+#pragma unroll 1
     for (int stage = 0; stage < Tile::STAGES - 1; stage++) load(stage);
     cp_async_wait<Tile::STAGES - 2>();
     __syncthreads();
@@ -128,7 +149,7 @@ __device__ __forceinline__ void gemm(unsigned char* memory, int row, int column,
     fetch(0, reading, 0);
     for (int c = first; c < end; c++) {
         typename Tile::Sums sums = {};
-        const int depth = chunks(c).depth;
+        const int depth = chunks(c, side).depth;
         for (int at = 0; at < depth; at += GEMM_DEPTH) {
             const bool more = at + GEMM_DEPTH < depth || c + 1 < end;
 #pragma unroll
