@@ -239,9 +239,9 @@ __device__ __forceinline__ void linear_tile(const LinearTask<SIDES>& task, const
     }
 }
 
-// Kernels of the plain, the gated and the narrow product; one of each per tile.
-#define LINEAR(NAME, TILE)                                                                                            \
-    KERNEL void __launch_bounds__(TILE::THREADS, 1)                                                                   \
+// Kernels of the plain product, the gated one and x Aᵀ; one of each per tile, of which an SM has room for BLOCKS.
+#define LINEAR(NAME, TILE, BLOCKS)                                                                                            \
+    KERNEL void __launch_bounds__(TILE::THREADS, BLOCKS)                                                                 \
         NAME(void* out, const __nv_bfloat16* x, const __nv_bfloat16* weight, const __nv_bfloat16* bias,               \
              const __nv_bfloat16* gain, const __nv_bfloat16* h, float* partial, int* tickets, int rows, int inner,    \
              int columns, int h_pitch, int ending, const __grid_constant__ Adapters adapters) {                       \
@@ -251,8 +251,8 @@ __device__ __forceinline__ void linear_tile(const LinearTask<SIDES>& task, const
     }                                                                                                                 \
     EMU_REGISTER(NAME)
 
-#define GATED_LINEAR(NAME, TILE)                                                                                      \
-    KERNEL void __launch_bounds__(TILE::THREADS, 1)                                                                   \
+#define GATED_LINEAR(NAME, TILE, BLOCKS)                                                                                      \
+    KERNEL void __launch_bounds__(TILE::THREADS, BLOCKS)                                                                 \
         NAME(void* out, const __nv_bfloat16* x, const __nv_bfloat16* gate, const __nv_bfloat16* up,                   \
              const __nv_bfloat16* gate_bias, const __nv_bfloat16* up_bias, const __nv_bfloat16* h, float* partial,    \
              int* tickets, int rows, int inner, int columns, int h_pitch, int ending,                                 \
@@ -263,8 +263,8 @@ __device__ __forceinline__ void linear_tile(const LinearTask<SIDES>& task, const
     }                                                                                                                 \
     EMU_REGISTER(NAME)
 
-#define LINEAR_SHRINK(NAME, TILE)                                                                                     \
-    KERNEL void __launch_bounds__(TILE::THREADS, 1)                                                                   \
+#define LINEAR_SHRINK(NAME, TILE, BLOCKS)                                                                                     \
+    KERNEL void __launch_bounds__(TILE::THREADS, BLOCKS)                                                                 \
         NAME(__nv_bfloat16* h, const __nv_bfloat16* x, float* partial, int* tickets, int rows, int inner,             \
              int h_pitch, const __grid_constant__ Adapters adapters) {                                                \
         const int i = blockIdx.y, slots = partial ? (inner + GEMM_CHUNK - 1) / GEMM_CHUNK : 1;                        \
@@ -283,12 +283,12 @@ using Narrow = GemmTile<16, 64, 1, 4, 6>;       // 60 KiB
 using NarrowGated = GemmTile<16, 128, 1, 4, 4>; // 72 KiB
 using Slim = GemmTile<64, 16, 4, 1, 5>;         // 50 KiB
 
-LINEAR(linear_wide, Wide)
-LINEAR(linear_middle, Middle)
-LINEAR(linear_narrow, Narrow)
-GATED_LINEAR(gated_linear_wide, Wide)
-GATED_LINEAR(gated_linear_middle, Middle)
-GATED_LINEAR(gated_linear_narrow, NarrowGated)
-LINEAR_SHRINK(linear_shrink_middle, Middle)
-LINEAR_SHRINK(linear_shrink_narrow, Narrow)
-LINEAR_SHRINK(linear_shrink_slim, Slim)
+LINEAR(linear_wide, Wide, 1)
+LINEAR(linear_middle, Middle, 3)
+LINEAR(linear_narrow, Narrow, 4)
+GATED_LINEAR(gated_linear_wide, Wide, 1)
+GATED_LINEAR(gated_linear_middle, Middle, 3)
+GATED_LINEAR(gated_linear_narrow, NarrowGated, 3)
+LINEAR_SHRINK(linear_shrink_middle, Middle, 3)
+LINEAR_SHRINK(linear_shrink_narrow, Narrow, 4)
+LINEAR_SHRINK(linear_shrink_slim, Slim, 4)
