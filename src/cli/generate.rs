@@ -4,7 +4,7 @@ use super::Global;
 use super::model::ModelFlags;
 use super::sampling::SamplingFlags;
 use anyhow::Result;
-use pellucid::engine;
+use pellucid::engine::{self, Features};
 use pellucid::prompt::message::{ImageReference, Message};
 use pellucid::prompt::reader::Words;
 use serde_json::json;
@@ -63,7 +63,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
         };
         (Words::Messages(system.chain([user]).collect()), Vec::new())
     };
-    let input = Arc::new(opened.input(&words, &given, Path::new(""))?);
+    let input = Arc::new(opened.input(&words, &given, Path::new(""), &mut Features::default())?);
     let ready = Instant::now();
 
     let mut out = io::stdout().lock();

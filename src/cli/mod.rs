@@ -11,6 +11,7 @@ mod inspect;
 mod machine;
 mod model;
 mod records;
+mod rollout;
 mod sampling;
 mod score;
 mod text;
@@ -35,6 +36,7 @@ enum Verb {
     Doctor(doctor::Arguments),
     Inspect(inspect::Arguments),
     Generate(generate::Arguments),
+    Rollout(rollout::Arguments),
     Score(score::Arguments),
 }
 
@@ -106,6 +108,7 @@ fn run(command_line: &CommandLine) -> Result<()> {
     match &command_line.verb {
         Verb::Doctor(arguments) => doctor::run(arguments, global),
         Verb::Generate(arguments) => generate::run(arguments, global),
+        Verb::Rollout(arguments) => rollout::run(arguments, global),
         Verb::Score(arguments) => score::run(arguments, global),
         Verb::Inspect(arguments) => inspect::run(arguments, global),
     }

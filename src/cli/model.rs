@@ -2,7 +2,7 @@
 
 use super::Global;
 use anyhow::{Context, Result};
-use pellucid::engine::{Generation, Input};
+use pellucid::engine::{Features, Generation, Input};
 use pellucid::format::adapter::Adapter as AdapterFile;
 use pellucid::format::{Checkpoint, FileDtype, GenerationConfig, ModelFolder};
 use pellucid::model::{Adapter, Model};
@@ -105,10 +105,16 @@ impl ModelFlags {
 
 impl Opened {
     /// A request ready to run.
-    pub(crate) fn input(&self, words: &Words, images: &[ImageReference], base: &Path) -> Result<Input> {
+    pub(crate) fn input(
+        &self,
+        words: &Words,
+        images: &[ImageReference],
+        base: &Path,
+        features: &mut Features,
+    ) -> Result<Input> {
         let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
         let read = self.reader.read(words, images, base, &options)?;
-        Input::prepare(&self.model, &read).context("cannot prepare the prompt")
+        Input::prepare_with(&self.model, &read, features).context("cannot prepare the prompt")
     }
 
     /// What completions are made with.

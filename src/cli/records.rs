@@ -61,6 +61,12 @@ pub(crate) struct Place {
     line: u64,
 }
 
+impl Place {
+    pub(crate) fn new(file: &Path, line: u64) -> Self {
+        Place { file: file.to_owned(), line }
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} line {}", self.file.display(), self.line)

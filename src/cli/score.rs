@@ -5,7 +5,7 @@ use super::model::{ModelFlags, Opened};
 use super::records::{Lines, PromptRecord};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use pellucid::engine::{Score, ScoreRequest, score};
+use pellucid::engine::{Features, Score, ScoreRequest, score};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{
@@ -84,10 +84,12 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     let mut gathered = Vec::new();
     let mut tokens = 0;
     let mut totals = Totals::default();
+    let mut features = Features::default();
     for line in lines {
         let (place, record) = line?;
         let number = totals.sequences + gathered.len() as u64;
-        let (id, request) = read(&opened, record, base, number).with_context(|| place.to_string())?;
+        let (id, request) =
+            read(&opened, record, base, number, &mut features).with_context(|| place.to_string())?;
         tokens += request.input().tokens().len() + request.completion().len();
         gathered.push((id, request));
         if tokens >= GATHER {
@@ -124,14 +126,20 @@ struct Totals {
     logp: f64,
 }
 
-fn read(opened: &Opened, record: Record, base: &Path, number: u64) -> Result<(Value, ScoreRequest)> {
+fn read(
+    opened: &Opened,
+    record: Record,
+    base: &Path,
+    number: u64,
+    features: &mut Features,
+) -> Result<(Value, ScoreRequest)> {
     let completion = match (record.completion, record.completion_token_ids) {
         (Some(text), None) => opened.reader.tokenizer().encode(&text)?,
         (None, Some(ids)) => ids,
         _ => bail!("give either completion or completion_token_ids"),
     };
     let (id, words, images) = record.prompt.into_parts(number)?;
-    let input = opened.input(&words, &images, base)?;
+    let input = opened.input(&words, &images, base, features)?;
     Ok((id, ScoreRequest::new(&opened.model, input, completion)?))
 }
 

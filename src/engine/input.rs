@@ -8,7 +8,12 @@ use crate::prompt::expand::Span;
 use crate::prompt::image::{Geometry, ProcessedImage};
 use crate::prompt::reader::ReadPrompt;
 use crate::tensor::Tensor;
-use std::{borrow::Cow, ops::Range};
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    ops::Range,
+    sync::{Arc, Weak},
+};
 
 /// A prompt ready to run.
 #[derive(Debug)]
@@ -18,19 +23,49 @@ pub struct Input {
     pictures: Vec<Picture>,
 }
 
+/// Features of the pictures in prompts that are still held somewhere, so that the tower sees each picture once.
+/// They are one model's.
+#[derive(Debug, Default)]
+pub struct Features {
+    known: HashMap<[u8; 32], Weak<Tensor>>,
+    /// Pictures encoded so far.
+    pub encoded: u64,
+}
+
+impl Features {
+    fn get(&mut self, content: [u8; 32], encode: impl FnOnce() -> Result<Tensor>) -> Result<Arc<Tensor>> {
+        if let Some(features) = self.known.get(&content).and_then(Weak::upgrade) {
+            return Ok(features);
+        }
+        // Keys of pictures that are gone are few bytes each, but they would add up.
+        if self.known.len() >= 2 * self.known.values().filter(|weak| weak.strong_count() > 0).count() + 64 {
+            self.known.retain(|_, weak| weak.strong_count() > 0);
+        }
+        let features = Arc::new(encode()?);
+        self.encoded += 1;
+        self.known.insert(content, Arc::downgrade(&features));
+        Ok(features)
+    }
+}
+
 /// A picture in a prompt.
 #[derive(Debug)]
 struct Picture {
     tokens: Range<usize>,
     /// A hash of what the tower read.
     content: [u8; 32],
-    features: Tensor,
+    features: Arc<Tensor>,
 }
 
 impl Input {
     /// Encodes the images and lays out positions. Refuses what the model cannot hold: no tokens, ids outside
     /// the vocabulary, more than its context, images that do not fill their placeholders.
     pub fn prepare(model: &Model, read: &ReadPrompt) -> Result<Self> {
+        Input::prepare_with(model, read, &mut Features::default())
+    }
+
+    /// As [`Input::prepare`], without encoding again what prompts at work have encoded.
+    pub fn prepare_with(model: &Model, read: &ReadPrompt, known: &mut Features) -> Result<Self> {
         let tokens = read.prompt.tokens.clone();
         let config = &model.config.decoder;
         if tokens.is_empty() {
@@ -51,7 +86,9 @@ impl Input {
                 ));
             };
             let (pixels, grid) = patches(model, processed)?;
-            let encoded = model.encode_image(PatchedImage { pixels: &pixels, grid })?;
+            let content = content(&pixels, grid);
+            let encoded =
+                known.get(content, || model.encode_image(PatchedImage { pixels: &pixels, grid }))?;
             if encoded.rows() != place.len() || place.end > tokens.len() {
                 return Err(Error::caller(
                     "prompt",
@@ -61,7 +98,6 @@ impl Input {
             let merge = model.merge();
             let [frames, rows, columns] = grid;
             places.push(ImagePlace { tokens: place.clone(), grid: [frames, rows / merge, columns / merge] });
-            let content = content(&pixels, grid);
             pictures.push(Picture { tokens: place.clone(), content, features: encoded });
         }
         let positions = model.positions(tokens.len(), &places)?;

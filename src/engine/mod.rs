@@ -14,7 +14,7 @@ mod stop;
 
 pub use batch::Engine;
 pub use generate::{Generation, PREFILL_CHUNK, generate};
-pub use input::Input;
+pub use input::{Features, Input};
 pub use request::{Completion, Event, Finish, Limits, Published, Request, Ticket, Totals};
 pub use sampling::Sampling;
 pub use score::{Score, ScoreRequest, score};
