@@ -172,7 +172,9 @@ impl Case {
 
 /// Devices that cut products differently: large tiles, middle ones, and tiles split by chunks of K.
 fn cuts() -> Vec<Gpu<Emulator>> {
-    let gpu = |processors| Gpu::new(Emulator::new(Settings { processors, ..Settings::default() }).unwrap());
+    let gpu = |multiprocessors| {
+        Gpu::new(Emulator::new(Settings { multiprocessors, ..Settings::default() }).unwrap())
+    };
     [1, 5, 132].into_iter().map(gpu).collect()
 }
 

@@ -70,13 +70,13 @@ pub struct Settings {
     pub checked: bool,
     /// Let reports name the kernel's source line, by `addr2line`; takes a second or so a report.
     pub lines: bool,
-    /// How many processors ops think there are. Blocks run one after another whatever it says.
-    pub processors: usize,
+    /// How many multiprocessors ops think there are. Blocks run one after another whatever it says.
+    pub multiprocessors: usize,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings { order: Order::Ascending, checked: true, lines: false, processors: 132 }
+        Settings { order: Order::Ascending, checked: true, lines: false, multiprocessors: 132 }
     }
 }
 
@@ -100,7 +100,7 @@ impl Drop for State {
 pub struct Emulator {
     state: Mutex<State>,
     checked: bool,
-    processors: usize,
+    multiprocessors: usize,
 }
 
 impl std::fmt::Debug for Emulator {
@@ -137,7 +137,7 @@ impl Emulator {
         // SAFETY: the machine is ours alone and `order` is one of the three that C++ knows.
         unsafe { emu_configure(machine.as_ptr(), order, seed, settings.checked, settings.lines) };
         let state = Mutex::new(State { machine, recording: None });
-        Ok(Emulator { state, checked: settings.checked, processors: settings.processors })
+        Ok(Emulator { state, checked: settings.checked, multiprocessors: settings.multiprocessors })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -177,8 +177,8 @@ impl Runtime for Emulator {
         format!("emu, our CUDA kernels on one CPU thread, {checked}")
     }
 
-    fn processors(&self) -> usize {
-        self.processors
+    fn multiprocessors(&self) -> usize {
+        self.multiprocessors
     }
 
     fn alloc(&self, bytes: usize) -> Result<Address> {

@@ -67,29 +67,29 @@ struct Product {
 }
 
 impl Product {
-    /// The largest tile that leaves no processor idle. Few tiles are split by chunks of K.
-    fn cut(self, processors: usize) -> Cut {
+    /// The largest tile that leaves no multiprocessor idle. So few tiles that some would idle are split by chunks of K.
+    fn cut(self, multiprocessors: usize) -> Cut {
         let narrow = if self.sides == 2 { NARROW_GATED } else { NARROW };
         match self.rows {
-            0..=16 => self.cut_into(narrow, 1, processors),
-            _ if self.tiles(WIDE) >= processors => self.cut_into(WIDE, 1, processors),
-            _ => self.cut_into(MIDDLE, 1, processors),
+            0..=16 => self.cut_into(narrow, 1, multiprocessors),
+            _ if self.tiles(WIDE) >= multiprocessors => self.cut_into(WIDE, 1, multiprocessors),
+            _ => self.cut_into(MIDDLE, 1, multiprocessors),
         }
     }
 
     /// The same for x·Aᵀ of so many adapters, where columns are few.
-    fn cut_shrink(self, adapters: usize, processors: usize) -> Cut {
+    fn cut_shrink(self, adapters: usize, multiprocessors: usize) -> Cut {
         let tile = match (self.rows, self.columns) {
             (0..=16, _) => NARROW,
             (_, 0..=16) => SLIM,
             _ => MIDDLE,
         };
-        self.cut_into(tile, adapters, processors)
+        self.cut_into(tile, adapters, multiprocessors)
     }
 
-    fn cut_into(self, tile: Tile, times: usize, processors: usize) -> Cut {
+    fn cut_into(self, tile: Tile, times: usize, multiprocessors: usize) -> Cut {
         let tiles = self.tiles(tile);
-        let split = self.chunks > 1 && tiles * times < processors;
+        let split = self.chunks > 1 && tiles * times < multiprocessors;
         Cut { tile, tiles, slots: if split { self.chunks + usize::from(self.adapted) } else { 1 } }
     }
 
@@ -114,8 +114,8 @@ struct Adapters {
 }
 
 /// Split tiles, fewer than these, take a ticket each.
-fn processors<R: Runtime>(gpu: &Gpu<R>) -> usize {
-    gpu.runtime().processors().min(TICKETS)
+fn multiprocessors<R: Runtime>(gpu: &Gpu<R>) -> usize {
+    gpu.runtime().multiprocessors().min(TICKETS)
 }
 
 /// See [`crate::backend::Backend::linear`].
@@ -279,7 +279,7 @@ impl Part {
         let adapted = self.table.count > 0;
         let (pitch, h) = self.shrink(gpu, x, sides.len())?;
         let product = Product { rows, columns, chunks: inner.div_ceil(CHUNK), sides: sides.len(), adapted };
-        let cut = product.cut(processors(gpu));
+        let cut = product.cut(multiprocessors(gpu));
         let (partial, tickets) = self.work_space(gpu, cut, sides.len() * columns.next_multiple_of(8))?;
         let mut arguments = vec![At(out), At(x)];
         for linear in sides {
@@ -318,7 +318,7 @@ impl Part {
         let (rows, inner, pitch) = (self.sizes.rows, self.sizes.inner, rank.next_multiple_of(8));
         let chunks = inner.div_ceil(CHUNK);
         let product = Product { rows: served, columns: rank, chunks, sides: 1, adapted: false };
-        let cut = product.cut_shrink(adapters, processors(gpu));
+        let cut = product.cut_shrink(adapters, multiprocessors(gpu));
         let h = gpu.temporary(Dtype::BF16, &[sides, rows, pitch])?;
         let (partial, tickets) = self.work_space(gpu, cut, sides * pitch)?;
         let arguments = [
@@ -365,5 +365,54 @@ impl Part {
             shared: cut.tile.shared,
             arguments,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const H100: usize = 132;
+
+    fn cut(rows: usize, columns: usize, inner: usize, sides: usize) -> (&'static str, usize, usize) {
+        let product = Product { rows, columns, chunks: inner.div_ceil(CHUNK), sides, adapted: true };
+        let Cut { tile, tiles, slots } = product.cut(H100);
+        (tile.name, tiles, slots)
+    }
+
+    #[test]
+    fn large_products_get_large_tiles_and_small_ones_are_split() {
+        assert_eq!(cut(4096, 2048, 2048, 1), ("wide", 32 * 16, 1));
+        assert_eq!(cut(600, 11008, 2048, 2), ("wide", 5 * 172, 1));
+        assert_eq!(cut(128, 2048, 11008, 1), ("middle", 2 * 32, 22 + 1));
+        assert_eq!(cut(17, 40, 40, 1), ("middle", 1, 1));
+        assert_eq!(cut(16, 2048, 2048, 1), ("narrow", 32, 4 + 1));
+        assert_eq!(cut(1, 11008, 2048, 2), ("narrow", 172, 1));
+        assert_eq!(cut(1, 151_936, 2048, 1), ("narrow", 2374, 1));
+    }
+
+    #[test]
+    fn products_with_a_are_cut_by_rank() {
+        let shrink = |rows, rank, adapters| {
+            let product = Product { rows, columns: rank, chunks: 4, sides: 1, adapted: false };
+            let Cut { tile, tiles, slots } = product.cut_shrink(adapters, H100);
+            (tile.name, tiles, slots)
+        };
+        assert_eq!(shrink(4096, 16, 1), ("slim", 64, 4));
+        assert_eq!(shrink(4096, 16, 3), ("slim", 64, 1));
+        assert_eq!(shrink(600, 64, 1), ("middle", 10, 4));
+        assert_eq!(shrink(8, 64, 2), ("narrow", 1, 4));
+    }
+
+    #[test]
+    fn parts_hold_no_more_adapters_than_a_launch() {
+        assert_eq!(parts(9, &[]), [0..9]);
+        assert_eq!(parts(64, &(0..32).map(|i| i..i + 1).collect::<Vec<_>>()), [0..64]);
+        // Two sides alike: 20 each begin before row 40, the seventeenth of each at row 32.
+        let two: Vec<Range<usize>> = (0..40).map(|i| i / 2 * 2..i / 2 * 2 + 2).collect();
+        assert_eq!(parts(50, &two), [0..32, 32..50]);
+        // One side's adapter spans them all.
+        let long: Vec<Range<usize>> = (0..40).map(|i| i..i + 1).chain([0..40]).collect();
+        assert_eq!(parts(40, &long), [0..31, 31..40]);
     }
 }

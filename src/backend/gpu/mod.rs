@@ -92,8 +92,8 @@ pub trait Runtime: Send + Sync + 'static {
     /// What this is, for people.
     fn describe(&self) -> String;
 
-    /// How many blocks run at once, at one an SM; ops cut their work by it.
-    fn processors(&self) -> usize;
+    /// How many multiprocessors it has; ops cut their work by it.
+    fn multiprocessors(&self) -> usize;
 
     /// A recorded sequence of launches.
     type Graph: Send;

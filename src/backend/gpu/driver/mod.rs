@@ -264,6 +264,10 @@ impl Runtime for Cuda {
         )
     }
 
+    fn multiprocessors(&self) -> usize {
+        self.properties.multiprocessors
+    }
+
     fn alloc(&self, bytes: usize) -> Result<Address> {
         let mut state = self.state()?;
         if let Some(start) = state.arena.take(bytes) {
