@@ -199,5 +199,5 @@ fn tensor_maps_a_driver_would_refuse() {
     refuse(TensorShape { tile: &[64, 300], ..good }, "box dimension");
     refuse(TensorShape { tile: &[60, 32], swizzle: 0, ..good }, "multiple of 16");
     refuse(TensorShape { address: address.plus(2), ..good }, "multiple of 16");
-    refuse(TensorShape { sizes: &[64], ..good }, "1 sizes with 1 strides");
+    refuse(TensorShape { sizes: &[64], ..good }, "strides are not one fewer than sizes");
 }
