@@ -121,7 +121,10 @@ void sync_warp(uint32_t mask) {
 
 bool elect() {
     together(~0u, "elect_one of lanes %08llx", 0, nullptr, [](Collective&) {});
-    return machine->now->lane == 0;
+    // Any lane will do, as long as it is the same one each time.
+    const Machine& m = *machine;
+    const uint32_t chosen = m.order == Order::ascending ? 0 : m.order == Order::descending ? 31 : m.first_serial % 32;
+    return m.now->lane == chosen;
 }
 
 static char* matrix_row(uint32_t address, bool write) {

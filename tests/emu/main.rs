@@ -6,6 +6,7 @@
 mod bugs;
 mod facilities;
 mod hopper;
+mod layouts;
 mod linear;
 mod linear_sm90;
 mod norm;
