@@ -286,7 +286,15 @@ fn score_answers_every_line_and_names_the_line_it_cannot_read() {
         assert_eq!(lengths, [length("completion_token_ids"); 3]);
         assert!(record["logprobs"].as_array().unwrap().iter().all(|logp| logp.as_f64().unwrap() <= 0.0));
     }
-    score(&format!("{good}\n{{\"prompt")).fails_with(&["in.jsonl line 2, column 8: EOF"]);
+    // A broken line costs neither the scores before it nor those of an earlier run.
+    score(&format!("{good}\n{{\"prompt")).fails_with(&[
+        "in.jsonl line 2, column 8: EOF",
+        "1 in all",
+        "out.jsonl.partial",
+    ]);
+    let partial = std::fs::read_to_string(at("out.jsonl.partial")).unwrap();
+    assert_eq!(partial.lines().collect::<Vec<_>>(), written.lines().take(1).collect::<Vec<_>>());
+    assert_eq!(std::fs::read_to_string(at("out.jsonl")).unwrap(), written);
     score(r#"{"prompt": "Hello"}"#).fails_with(&["in.jsonl line 1", "completion"]);
     score(r#"{"prompt_token_ids": [1], "completion_token_ids": [999999]}"#)
         .fails_with(&["in.jsonl line 1", "999999"]);
@@ -295,18 +303,22 @@ fn score_answers_every_line_and_names_the_line_it_cannot_read() {
         score(&format!(r#"{{"prompt": "Hello", "completion": "x", "{key}": "a.png"}}"#))
             .fails_with(&["in.jsonl line 1", "reads text only"]);
     }
+    assert!(!Path::new(&at("out.jsonl.partial")).exists(), "an empty file is left behind");
 }
 
 #[test]
 fn score_never_empties_its_input() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("lines.jsonl");
     let lines = r#"{"prompt": "Hello", "completion": " there"}"#;
-    std::fs::write(&path, lines).unwrap();
-    let path = path.to_str().unwrap();
-    pellucid(&["score", "--model", MODEL, "--input", path, "--output", path])
-        .fails_with(&["lines.jsonl is the input too"]);
-    assert_eq!(std::fs::read_to_string(path).unwrap(), lines);
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let output = at("lines.jsonl");
+    for name in ["lines.jsonl", "lines.jsonl.partial"] {
+        let input = at(name);
+        std::fs::write(&input, lines).unwrap();
+        pellucid(&["score", "--model", MODEL, "--input", &input, "--output", &output])
+            .fails_with(&[name, "is the input too"]);
+        assert_eq!(std::fs::read_to_string(&input).unwrap(), lines);
+    }
 }
 
 #[test]
