@@ -234,6 +234,21 @@ fn generate_streams_the_text_that_its_record_holds() {
 }
 
 #[test]
+fn an_adapter_made_for_another_model_is_remarked_on() {
+    let elsewhere = copy("qwen2/model");
+    let remark = "the adapter names qwen2 as its base";
+    for (model, more, remarks) in [
+        (elsewhere.path().to_str().unwrap(), &[][..], 1),
+        (elsewhere.path().to_str().unwrap(), &["--quiet"], 0),
+        (MODEL, &[], 0),
+    ] {
+        let adapter = ["--adapter", "tests/golden/qwen2/adapter", "--max-tokens", "1"];
+        let run = pellucid(&[&["generate", model, "--prompt", "Hello"], &adapter[..], more].concat());
+        assert_eq!((run.code, run.stderr.matches(remark).count()), (Some(0), remarks), "{}", run.stderr);
+    }
+}
+
+#[test]
 fn generate_refuses_what_it_cannot_do_in_one_line() {
     let generate =
         |more: &[&str]| pellucid(&[&["generate", MODEL, "--prompt", "Hello", "--quiet"], more].concat());
