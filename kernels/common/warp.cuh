@@ -45,6 +45,24 @@ __device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const uint32_t 
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// Two numbers rounded to bf16, the first in the low half.
+__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
+    uint32_t packed;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+    return packed;
+}
+// The same number, of which the compiler does not know that it has it already.
+__device__ __forceinline__ int anew(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+// 2^x within two units in the last place; 0 for -infinity and for results below normal numbers.
+__device__ __forceinline__ float exp2_approx(float x) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+    return power;
+}
+
 // Ids are template arguments: with one known at run time only, all sixteen would be reserved. 0 is __syncthreads.
 template <int ID>
 __device__ __forceinline__ void bar_sync(int threads) {
@@ -71,6 +89,11 @@ inline void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t row) { emu::ldmatrix(r,
 inline void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     emu::mma_m16n8k16(d, a, b0, b1);
 }
+inline uint32_t pack_bf16(float low, float high) {
+    return uint32_t(__float2bfloat16_rn(high).bits) << 16 | __float2bfloat16_rn(low).bits;
+}
+inline int anew(int x) { return x; }
+inline float exp2_approx(float x) { return exp2f(x); }
 template <int ID>
 void bar_sync(int threads) {
     emu::named_barrier(ID, uint32_t(threads), true);

@@ -15,7 +15,9 @@
 //!   to bf16), then the epilogue, and one rounding. Who sums which chunk does not matter, so prefill and decode agree.
 //! * `attention`, `paged_attention`: keys are reduced in splits of [`SPLIT`] positions counted from the start
 //!   of the sequence, splits are merged in order; contiguous and paged keys give the same bits. With a bf16
-//!   cache the query is rounded to bf16 for the scores; probabilities and sums stay f32.
+//!   cache the query is rounded to bf16 for the scores; probabilities and sums stay f32. On a device a split is
+//!   walked in tiles of 64 keys with a running maximum, and probabilities are rounded to bf16 for the product
+//!   with the values.
 //! * norms, softmax and log-probs: one row, one fixed reduction tree, by the row's length alone.
 //! * `rope`: the angle is the f32 product of position and frequency; its sine and cosine err no more than if it were
 //!   rounded once more.

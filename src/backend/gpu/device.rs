@@ -4,7 +4,7 @@
 //! grids and kernels as one with a GPU. Each op's host side stands in a file of its own beside this one: it checks,
 //! chooses, launches.
 
-use super::{Address, Launch, Runtime, linear, linear_sm90, norm, rows};
+use super::{Address, Launch, Runtime, attention, linear, linear_sm90, norm, rows};
 use crate::{
     backend::{Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProbs, Pages, Rope},
     error::{Error, Result},
@@ -216,16 +216,16 @@ impl<R: Runtime> Backend for Gpu<R> {
 
     fn attention(
         &self,
-        _out: &mut Tensor,
-        _lse: Option<&mut Tensor>,
-        _q: &Tensor,
-        _k: &Tensor,
-        _v: &Tensor,
-        _starts: &Tensor,
-        _causal: bool,
-        _scale: f32,
+        out: &mut Tensor,
+        lse: Option<&mut Tensor>,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        starts: &Tensor,
+        causal: bool,
+        scale: f32,
     ) -> Result<()> {
-        missing("attention")
+        attention::attention(self, out, lse, q, k, v, starts, causal, scale)
     }
 
     fn kv_append(
@@ -241,15 +241,15 @@ impl<R: Runtime> Backend for Gpu<R> {
 
     fn paged_attention(
         &self,
-        _out: &mut Tensor,
-        _lse: Option<&mut Tensor>,
-        _q: &Tensor,
-        _k_pool: &Tensor,
-        _v_pool: &Tensor,
-        _pages: &Pages<'_>,
-        _scale: f32,
+        out: &mut Tensor,
+        lse: Option<&mut Tensor>,
+        q: &Tensor,
+        k_pool: &Tensor,
+        v_pool: &Tensor,
+        pages: &Pages<'_>,
+        scale: f32,
     ) -> Result<()> {
-        missing("paged_attention")
+        attention::paged_attention(self, out, lse, q, k_pool, v_pool, pages, scale)
     }
 
     fn logprobs(

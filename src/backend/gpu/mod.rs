@@ -6,6 +6,7 @@
 
 #[cfg(any(feature = "cuda", test))]
 mod arena;
+mod attention;
 mod device;
 #[cfg(feature = "cuda")]
 pub mod driver;

@@ -1,0 +1,86 @@
+// Attention of many queries: 64 lines a block, each warp 16 of them through all keys.
+//
+//   out[i] = sum over j of p[i, j] v[j], p = softmax over the keys that i sees of scale (q[i] . k[j]);  lse = log sum exp
+//
+// Lines are a sequence's queries times the query heads that share a key/value head, so a key loaded once serves the
+// group. Queries are the last positions of their sequence; with causal, position i sees keys 0 to i.
+//
+// in      p.q bf16 [T, H, D]; p.k, p.v bf16 [T, G, D], or with p.tables i32 [B, width] the pages [N, G, 64, D];
+//         p.starts i32 [B + 1]; p.lengths i32 [B] or null; p.scale times log2(e), above 0
+// out     out bf16 [T, H, D]; lse f32 [T, H] or null
+// launch  grid (T H / G / 64 + B, G), block (128), shared 256 (2 WIDTH + 16) bytes; attention_WIDTH takes D <= WIDTH.
+//         T H / G below 2^31. Rows are read 16 bytes at a time where D is a multiple of 8.
+// floor   bytes 4THD + 4TGD a pass over the sequences (keys again for each 64 lines, from L2); flops 4HD times the pairs
+//         of query and key that see each other: bound by arithmetic. One causal sequence of 4096, H = 16, G = 2,
+//         D = 128 at 790 TFLOP/s: 87 us
+// order   per line: tiles of 64 keys in order within splits of 256, splits in order (common/attention.cuh). A score is
+//         summed by mma of 16 elements in order; a lane adds its 16 probabilities of a tile in order, after the last of a
+//         split the four lanes add up as a butterfly; weighted values are summed by mma of 16 keys in order, with
+//         probabilities rounded to bf16
+// pair    backward: none yet; same bits: attention_split.cu; CPU reference: backend::plain attention; emulated: yes
+#include "common/attention.cuh"
+
+using namespace attention;
+
+constexpr int LINES = 64;
+
+// Block numbers below this belong to sequences before `number`, however ragged they are.
+__device__ __forceinline__ int64_t blocks_before(const Problem& p, int number) {
+    return int64_t(p.starts[number]) * p.group / LINES + number;
+}
+
+// The last sequence that begins at or before a block; all lanes of a warp look.
+__device__ __forceinline__ int find_sequence(const Problem& p, int block) {
+    int low = 0;
+    for (int count = p.sequences; count > 1;) {
+        const int step = (count + 31) / 32, mine = int(threadIdx.x % 32) * step;
+        const bool before = mine < count && blocks_before(p, low + mine) <= block;
+        const int passed = (__popc(__ballot_sync(0xFFFFFFFFu, before)) - 1) * step;
+        low += passed;
+        count = min(step, count - passed);
+    }
+    return low;
+}
+
+// Of the queries, HELD times 16 columns stay in registers.
+template <int WIDTH, int HELD>
+__device__ __forceinline__ void attend(const Problem& p, __nv_bfloat16* out, float* lse) {
+    DYN_SMEM(memory);
+    const int block = int(gridDim.x - 1 - blockIdx.x);  // those with most keys to see first
+    const int kv_head = int(blockIdx.y), number = find_sequence(p, block);
+    const Sequence s = sequence_of(p, number);
+    const int first = int(block - blocks_before(p, number)) * LINES, count = s.queries * p.group;
+    if (first >= count) return;
+    const int seen_by_first = sees(p, s, first), seen_by_last = sees(p, s, min(first + LINES, count) - 1);
+    const int tiles = (seen_by_last + TILE - 1) / TILE;
+    Ring<WIDTH> ring{p, s, memory, kv_head, tiles};
+    ring.start(0);
+
+    const Lines lines(p, s, kv_head, first + int(threadIdx.x) / 32 * 16);
+    const Queries<WIDTH, HELD> q(p, lines, memory + STAGES * 2 * Ring<WIDTH>::TILE_BYTES);
+
+    Sums total, split;
+    float total_o[WIDTH / 8][4] = {}, o[WIDTH / 8][4] = {};
+    for (int tile = 0; tile < tiles; tile++) {
+        const uint32_t place = ring.wait(tile);
+        float score[TILE / 8][4], factor[2];
+        scores<WIDTH, TILE / 16>(score, q, place, 0);
+        uint32_t probability[4][4];
+        softmax(probability, score, split, factor, lines, tile * TILE, (tile + 1) * TILE <= seen_by_first, p.scale);
+        weigh<WIDTH, WIDTH / 8>(o, probability, factor, place + Ring<WIDTH>::TILE_BYTES, 0);
+        if (tile % SPLIT_TILES == SPLIT_TILES - 1 || tile == tiles - 1) take_split(total, total_o, split, o);
+    }
+    write_lines<WIDTH, WIDTH / 8>(p, out, lse, lines, total, total_o, 0);
+}
+
+#define ATTENTION(WIDTH, HELD, BLOCKS)                                                         \
+    KERNEL void __launch_bounds__(THREADS, BLOCKS)                                             \
+        attention_##WIDTH(__nv_bfloat16* out, float* lse, const __grid_constant__ Problem p) { \
+        attend<WIDTH, HELD>(p, out, lse);                                                      \
+    }                                                                                          \
+    EMU_REGISTER(attention_##WIDTH)
+
+ATTENTION(32, 2, 4)
+ATTENTION(64, 4, 3)
+ATTENTION(80, 5, 2)
+ATTENTION(128, 4, 2)

@@ -1,0 +1,266 @@
+//! Attention on a device: `kernels/attention.cu` for many queries, `kernels/attention_split.cu` for few.
+//!
+//! Both give the same bits, so the choice between them is one of speed alone. Where sequences begin and how long they
+//! are is on the device; the host knows how many rows, sequences and pages there are, and plans by these.
+
+use super::device::{Gpu, expect_dtype, int};
+use super::{
+    Address,
+    Argument::{self, Address as At, I32, Struct},
+    Launch, Runtime,
+};
+use crate::{
+    backend::{
+        Pages, SPLIT,
+        check::{self, AttentionSizes},
+    },
+    error::{Error, Result},
+    tensor::{Dtype, Tensor},
+};
+use bytemuck::Zeroable;
+
+/// Keys of a page and of a kernel's tile.
+const TILE: usize = 64;
+/// Queries times query heads of a key/value head that a block of each kernel takes at a time.
+const MANY_LINES: usize = 64;
+const FEW_LINES: usize = 16;
+const THREADS: usize = 128;
+/// Enough blocks to keep any device busy without splitting keys among them.
+const ENOUGH_BLOCKS: usize = 2048;
+
+/// `struct Problem` of `kernels/common/attention.cuh`.
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct Problem {
+    q: Address,
+    k: Address,
+    v: Address,
+    starts: Address,
+    lengths: Address,
+    tables: Address,
+    width: i32,
+    sequences: i32,
+    kv_heads: i32,
+    group: i32,
+    head_dim: i32,
+    causal: i32,
+    /// Times log2(e).
+    scale: f32,
+    padding: i32,
+}
+
+/// What is launched; a function of sizes alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Plan {
+    /// Blocks share the tiles of 16 lines among their warps, and z > 1 shares out splits, to be merged afterwards.
+    few: bool,
+    /// Columns the kernel is written for, at least D.
+    width: usize,
+    grid: [usize; 3],
+}
+
+impl Plan {
+    /// `keys` is what a sequence has at most, where that is known.
+    fn new(op: &'static str, sizes: AttentionSizes, sequences: usize, keys: Option<usize>) -> Result<Self> {
+        let AttentionSizes { rows, heads, kv_heads, head_dim } = sizes;
+        let width = [32, 64, 80, 128, 256].into_iter().find(|width| (1..=*width).contains(&head_dim));
+        let Some(width) = width.filter(|_| head_dim <= 32 || head_dim.is_multiple_of(8)) else {
+            let known = "1 to 32, or a multiple of 8 up to 256";
+            return Err(Error::caller(
+                op,
+                format!("heads of {head_dim} elements; kernels are written for {known}"),
+            ));
+        };
+        let lines = rows * (heads / kv_heads);
+        let tiles = lines.div_ceil(FEW_LINES * sequences); // of a sequence on average
+        let blocks = sequences * kv_heads * tiles;
+        let split = match keys {
+            Some(keys) if tiles == 1 && blocks < ENOUGH_BLOCKS => keys.div_ceil(SPLIT).max(1),
+            _ => 1,
+        };
+        let few = width > 128 || (keys.is_some() && tiles == 1);
+        Ok(match few {
+            true => Plan { few, width, grid: [sequences, kv_heads * tiles, split] },
+            // A sequence has at most one tile of lines that is not full.
+            false => Plan { few, width, grid: [lines / MANY_LINES + sequences, kv_heads, 1] },
+        })
+    }
+
+    fn kernel(&self) -> String {
+        format!("attention{}_{}", if self.few { "_split" } else { "" }, self.width)
+    }
+
+    /// Bytes of shared memory: two stages of keys and values, and what else the kernel keeps there.
+    fn shared(&self) -> usize {
+        let ring = 2 * 2 * TILE * (2 * self.width + 16);
+        let scores = FEW_LINES * (TILE + 8) * size_of::<f32>();
+        let parked = if self.width == 128 { 4 * 16 * THREADS } else { 0 };
+        ring + if self.few { scores } else { parked }
+    }
+}
+
+/// See [`crate::backend::Backend::attention`].
+#[expect(clippy::too_many_arguments, reason = "the op's inputs are what they are")]
+pub(super) fn attention<R: Runtime>(
+    gpu: &Gpu<R>,
+    out: &mut Tensor,
+    lse: Option<&mut Tensor>,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    starts: &Tensor,
+    causal: bool,
+    scale: f32,
+) -> Result<()> {
+    const OP: &str = "attention";
+    let sizes = check::attention(out, lse.as_deref(), q, k, v)?;
+    expect_dtype(OP, "starts", starts, Dtype::I32)?;
+    let sequences = starts.len().saturating_sub(1);
+    let problem = Problem { starts: gpu.at(starts)?, causal: causal.into(), ..Problem::zeroed() };
+    run(gpu, OP, out, lse, [q, k, v], sizes, sequences, None, scale, problem)
+}
+
+/// See [`crate::backend::Backend::paged_attention`].
+#[expect(clippy::too_many_arguments, reason = "the op's inputs are what they are")]
+pub(super) fn paged_attention<R: Runtime>(
+    gpu: &Gpu<R>,
+    out: &mut Tensor,
+    lse: Option<&mut Tensor>,
+    q: &Tensor,
+    k_pool: &Tensor,
+    v_pool: &Tensor,
+    pages: &Pages<'_>,
+    scale: f32,
+) -> Result<()> {
+    const OP: &str = "paged_attention";
+    let (sizes, pool) = check::paged_attention(out, lse.as_deref(), q, k_pool, v_pool, pages)?;
+    if pool.page_len != TILE {
+        let what = format!("pages of {} positions; on a device pages have {TILE}", pool.page_len);
+        return Err(Error::caller(OP, what));
+    }
+    let width = pages.tables.row_len();
+    int(OP, "page numbers", pages.tables.len())?;
+    let problem = Problem {
+        starts: gpu.at(pages.query_starts)?,
+        lengths: gpu.at(pages.lengths)?,
+        tables: gpu.at(pages.tables)?,
+        width: int(OP, "pages of a sequence", width)?,
+        causal: 1,
+        ..Problem::zeroed()
+    };
+    let keys = Some(width * TILE);
+    run(gpu, OP, out, lse, [q, k_pool, v_pool], sizes, pages.lengths.len(), keys, scale, problem)
+}
+
+/// Fills in the rest of a problem and launches what solves it.
+#[expect(clippy::too_many_arguments, reason = "both ops end here")]
+fn run<R: Runtime>(
+    gpu: &Gpu<R>,
+    op: &'static str,
+    out: &mut Tensor,
+    lse: Option<&mut Tensor>,
+    [q, k, v]: [&Tensor; 3],
+    sizes: AttentionSizes,
+    sequences: usize,
+    keys: Option<usize>,
+    scale: f32,
+    problem: Problem,
+) -> Result<()> {
+    let AttentionSizes { rows, heads, kv_heads, head_dim } = sizes;
+    for (name, tensor) in [("out", &*out), ("q", q), ("k", k), ("v", v)] {
+        expect_dtype(op, name, tensor, Dtype::BF16)?;
+    }
+    if let Some(lse) = &lse {
+        expect_dtype(op, "lse", lse, Dtype::F32)?;
+    }
+    if !(scale > 0.0 && scale.is_finite()) {
+        return Err(Error::caller(op, format!("scale is {scale}; on a device it has to be above 0")));
+    }
+    if rows == 0 || heads == 0 {
+        return Ok(());
+    }
+    if sequences == 0 {
+        return Err(Error::caller(op, format!("{rows} rows of no sequence")));
+    }
+    let plan = Plan::new(op, sizes, sequences, keys)?;
+    let problem = Problem {
+        q: gpu.at(q)?,
+        k: gpu.at(k)?,
+        v: gpu.at(v)?,
+        sequences: int(op, "sequences", sequences)?,
+        kv_heads: int(op, "key/value heads", kv_heads)?,
+        group: int(op, "heads of a group", heads / kv_heads)?,
+        head_dim: int(op, "head dim", head_dim)?,
+        scale: scale * std::f32::consts::LOG2_E,
+        ..problem
+    };
+    int(op, "rows times heads", rows * heads)?;
+    let problem = Struct(bytemuck::bytes_of(&problem).to_vec());
+    let (out, lse) = (At(gpu.target(out)?), At(lse.map_or(Ok(Address(0)), |lse| gpu.target(lse))?));
+    let launch = |kernel: &str, grid: [usize; 3], shared: usize, arguments: &[Argument]| {
+        let grid = grid.map(|side| side as u32);
+        gpu.launch(&Launch { kernel, grid, block: [THREADS as u32, 1, 1], shared: shared as u32, arguments })
+    };
+    let rows_argument = I32(rows as i32);
+    if !plan.few {
+        return launch(&plan.kernel(), plan.grid, plan.shared(), &[out, lse, problem]);
+    }
+    let splits = plan.grid[2];
+    if splits == 1 {
+        let arguments = [out, lse, At(Address(0)), rows_argument, problem];
+        return launch(&plan.kernel(), plan.grid, plan.shared(), &arguments);
+    }
+    let parts = gpu.temporary(Dtype::F32, &[splits, rows, heads, plan.width + 2])?;
+    let parts = At(gpu.at(&parts)?);
+    let arguments = [At(Address(0)), At(Address(0)), parts.clone(), rows_argument.clone(), problem.clone()];
+    launch(&plan.kernel(), plan.grid, plan.shared(), &arguments)?;
+    let arguments = [out, lse, parts, I32(plan.width as i32), rows_argument, problem];
+    launch("attention_merge", [sequences, heads, 1], 0, &arguments)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(rows: usize, heads: usize, kv_heads: usize, sequences: usize, keys: Option<usize>) -> Plan {
+        let sizes = AttentionSizes { rows, heads, kv_heads, head_dim: 128 };
+        Plan::new("attention", sizes, sequences, keys).expect("these sizes have a kernel")
+    }
+
+    #[test]
+    fn few_lines_share_a_block_and_their_keys_are_split() {
+        let many = |grid| Plan { few: false, width: 128, grid };
+        let few = |grid| Plan { few: true, width: 128, grid };
+        assert_eq!(plan(4096, 16, 2, 1, None), many([513, 2, 1]));
+        assert_eq!(plan(4096, 16, 2, 1, Some(4096)), many([513, 2, 1]));
+        assert_eq!(plan(64, 16, 2, 64, Some(1024)), few([64, 2, 4]));
+        assert_eq!(plan(1, 16, 2, 1, Some(1025)), few([1, 2, 5]));
+        assert_eq!(plan(64, 16, 2, 64, Some(256)), few([64, 2, 1]), "one split needs no merging");
+        assert_eq!(plan(1024, 16, 2, 1024, Some(4096)), few([1024, 2, 1]), "enough blocks as it is");
+        assert_eq!(plan(129, 16, 2, 64, Some(1024)), many([80, 2, 1]));
+    }
+
+    #[test]
+    fn a_head_takes_the_next_wider_kernel_or_is_refused() {
+        let of = |head_dim| {
+            let sizes = AttentionSizes { rows: 40, heads: 4, kv_heads: 2, head_dim };
+            Plan::new("attention", sizes, 2, None).map(|plan| (plan.kernel(), plan.shared() <= 232_448))
+        };
+        for (head_dim, kernel) in [
+            (1, "attention_32"),
+            (20, "attention_32"),
+            (40, "attention_64"),
+            (72, "attention_80"),
+            (80, "attention_80"),
+            (96, "attention_128"),
+            (136, "attention_split_256"),
+            (256, "attention_split_256"),
+        ] {
+            assert_eq!(of(head_dim).ok(), Some((kernel.to_owned(), true)));
+        }
+        for head_dim in [0, 33, 100, 264] {
+            let refusal = of(head_dim).map_err(|e| e.to_string()).unwrap_err();
+            assert!(refusal.contains(&format!("heads of {head_dim} elements")), "{refusal}");
+        }
+    }
+}
