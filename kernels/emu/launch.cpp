@@ -219,6 +219,7 @@ void emu_configure(Machine* m, uint32_t order, uint64_t seed, bool checked, bool
 }
 
 uint64_t emu_allocate(Machine* m, size_t bytes) { return m->allocate(bytes); }
+size_t emu_free(const Machine* m) { return ARENA - PAGE - m->used_pages * PAGE; }
 const char* emu_release(Machine* m, uint64_t address) { return m->release(address); }
 
 // The host pointer to `bytes` of global memory, null if they are not inside one allocation.

@@ -173,7 +173,9 @@ struct Machine {
     Cell* global_cells = nullptr;
     uint32_t* page_owner = nullptr;  // allocation index + 1 by page of the arena
     std::vector<Allocation> allocations;
-    size_t next_page = 1;
+    std::vector<uint32_t> spare;          // allocations that are forgotten, by index
+    std::map<size_t, uint32_t> used, past;  // live and released allocations by their first page
+    size_t next_page = 1, used_pages = 0;
 
     // Order of accesses.
     std::vector<Clock> known = std::vector<Clock>(size_t(MAX_THREADS) * SLOTS);
@@ -200,6 +202,8 @@ struct Machine {
     [[noreturn]] void fail(const char* rule, const char* format, ...) __attribute__((format(printf, 3, 4)));
 
     // memory.cpp
+    size_t find_room(size_t pages);
+    void forget(size_t first, size_t pages);
     uint64_t allocate(size_t bytes);
     const char* release(uint64_t address);
     const Allocation* owner(const void* pointer) const;  // null unless inside a live allocation

@@ -41,18 +41,61 @@ Machine::~Machine() {
     munmap(page_owner, OWNERS);
 }
 
-// 0 when the arena is used up. Addresses are not given out twice, so that use after release is noticed.
+// The first page of so many free ones with a page left after them, or 0. Addresses are given out in a circle, so that
+// use after release is noticed for as long as possible.
+size_t Machine::find_room(size_t pages) {
+    for (size_t lap = 0; lap < 2; lap++, next_page = 1) {
+        for (;;) {
+            const auto above = used.lower_bound(next_page);
+            const size_t limit = above == used.end() ? ARENA / PAGE : above->first;
+            if (next_page + pages + 1 <= limit) return next_page;
+            if (above == used.end()) break;
+            next_page = above->first + allocations[above->second].pages + 1;
+        }
+    }
+    return 0;
+}
+
+// Forgets what once lay in these pages.
+void Machine::forget(size_t first, size_t pages) {
+    auto old = past.upper_bound(first);
+    if (old != past.begin()) --old;
+    while (old != past.end() && old->first < first + pages) {
+        Allocation& gone = allocations[old->second];
+        if (gone.first_page + gone.pages <= first) {
+            ++old;
+            continue;
+        }
+        for (size_t i = 0; i < gone.pages; i++) page_owner[gone.first_page + i] = 0;
+        gone.bytes = 0;
+        spare.push_back(old->second);
+        old = past.erase(old);
+    }
+}
+
+// 0 when there is no room.
 uint64_t Machine::allocate(size_t bytes) {
-    size_t pages = bytes / PAGE + (bytes % PAGE != 0 || bytes == 0);
-    if (bytes > ARENA || next_page + pages + 1 > ARENA / PAGE) return 0;
-    char* first = arena + next_page * PAGE;
+    const size_t pages = bytes / PAGE + (bytes % PAGE != 0 || bytes == 0);
+    if (bytes > ARENA) return 0;
+    const size_t first_page = find_room(pages);
+    if (first_page == 0) return 0;
+    char* first = arena + first_page * PAGE;
     if (mprotect(first, pages * PAGE, PROT_READ | PROT_WRITE) != 0) return 0;
+    forget(first_page, pages + 1);
     char* end = first + pages * PAGE;
     char* start = end - (bytes + 15) / 16 * 16;
     memset(start, 0xFF, size_t(end - start));
-    allocations.push_back({start, bytes, next_page, pages, true});
-    for (size_t i = 0; i < pages; i++) page_owner[next_page + i] = uint32_t(allocations.size());
-    next_page += pages + 1;
+    if (spare.empty()) {
+        spare.push_back(uint32_t(allocations.size()));
+        allocations.emplace_back();
+    }
+    const uint32_t index = spare.back();
+    spare.pop_back();
+    allocations[index] = {start, bytes, first_page, pages, true};
+    for (size_t i = 0; i < pages; i++) page_owner[first_page + i] = index + 1;
+    used[first_page] = index;
+    used_pages += pages + 1;
+    next_page = first_page + pages + 1;
     return reinterpret_cast<uint64_t>(start);
 }
 
@@ -68,6 +111,9 @@ const char* Machine::release(uint64_t address) {
     madvise(first, gone.pages * PAGE, MADV_DONTNEED);
     mprotect(first, gone.pages * PAGE, PROT_NONE);
     gone.live = false;
+    used.erase(gone.first_page);
+    past[gone.first_page] = number - 1;
+    used_pages -= gone.pages + 1;
     return nullptr;
 }
 
@@ -86,6 +132,7 @@ std::string Machine::nearest(const void* pointer) const {
     std::string best = "no allocation is near";
     size_t least = ARENA;
     for (const Allocation& a : allocations) {
+        if (a.bytes == 0) continue;
         const bool before = at < a.start;
         const size_t distance = before ? size_t(a.start - at) : size_t(at - a.start) - a.bytes;
         if (distance >= least || (!before && at < a.start + a.bytes)) continue;

@@ -157,6 +157,11 @@ pub trait Backend: fmt::Debug + Send + Sync {
         work();
     }
 
+    /// Bytes of memory that are left, where the backend has memory of its own.
+    fn free_memory(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
     /// A tensor whose contents are unspecified.
     fn alloc(&self, dtype: Dtype, shape: &[usize]) -> Result<Tensor>;
 

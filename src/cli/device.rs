@@ -1,7 +1,10 @@
 //! Where to compute: the devices this build has, by the names `--device` takes.
 
 use anyhow::Result;
-use pellucid::backend::{Backend, cpu::Cpu};
+use pellucid::{
+    backend::{Backend, cpu::Cpu},
+    tensor::Dtype,
+};
 use std::{fmt, sync::Arc};
 
 /// A device this build can compute on.
@@ -46,6 +49,15 @@ impl Device {
             #[cfg(not(feature = "emu"))]
             ("emu", "") => Err(format!("this build has no kernel emulator (feature `emu`); use {here}")),
             _ => Err(format!("no such device; this build has {here}")),
+        }
+    }
+
+    /// The dtype activations have there.
+    pub(crate) fn activation(self) -> Dtype {
+        match self {
+            Device::Cpu => Dtype::F32,
+            #[cfg(any(feature = "emu", feature = "cuda"))]
+            _ => Dtype::BF16,
         }
     }
 

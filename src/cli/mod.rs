@@ -9,6 +9,7 @@ mod doctor;
 mod generate;
 mod inspect;
 mod machine;
+mod memory;
 mod model;
 mod records;
 mod rollout;

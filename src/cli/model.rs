@@ -1,11 +1,12 @@
 //! Flags that say which model to run, and the model they open.
 
 use super::Global;
+use super::text::bytes;
 use anyhow::{Context, Result};
 use pellucid::engine::{Features, Generation, Input};
 use pellucid::format::adapter::Adapter as AdapterFile;
 use pellucid::format::{Checkpoint, FileDtype, GenerationConfig, ModelFolder};
-use pellucid::model::{Adapter, Model};
+use pellucid::model::{Adapter, MemoryPlan, Model};
 use pellucid::prompt::image::Arithmetic;
 use pellucid::prompt::message::ImageReference;
 use pellucid::prompt::reader::{ImageOptions, Reader, Words};
@@ -76,6 +77,8 @@ impl ModelFlags {
         });
         if !global.quiet && backend.activation() == Dtype::BF16 {
             let checkpoint = Checkpoint::open(folder.path())?;
+            let plan = MemoryPlan::new(&folder.config()?.decoder, &checkpoint, backend.activation(), 0, 0);
+            eprintln!("{} of weights go to {}", bytes(plan.held), backend.describe());
             if checkpoint.views().any(|view| view.dtype() != FileDtype::BF16) {
                 eprintln!(
                     "some weights are f32 or f16 in the files; {} computes with them in bf16",

@@ -29,6 +29,13 @@ impl KvCache {
     /// Room for `pages` pages of a decoder's keys and values.
     pub fn new(backend: &dyn Backend, config: &DecoderConfig, dtype: Dtype, pages: usize) -> Result<Self> {
         let shape = [pages, config.kv_heads, PAGE, config.head_dim];
+        let needed = bytes_per_position(config, dtype) as u64 * (pages * PAGE) as u64;
+        if let Some(free) = backend.free_memory()?.filter(|&free| free < needed) {
+            let what = format!(
+                "{pages} pages of keys and values take {needed} bytes and {free} are free; use fewer pages or tokens"
+            );
+            return Err(Error::machine("kv cache", what));
+        }
         let pools = || (0..config.layers).map(|_| backend.alloc(dtype, &shape)).collect::<Result<Vec<_>>>();
         Ok(KvCache { keys: pools()?, values: pools()?, pages })
     }

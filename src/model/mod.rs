@@ -4,6 +4,7 @@
 mod adapter;
 mod cache;
 mod decoder;
+mod memory;
 mod packed;
 mod positions;
 mod tower;
@@ -12,6 +13,7 @@ mod weights;
 pub use adapter::{Adapter, AdapterRows};
 pub use cache::{KvCache, PAGE, bytes_per_position, pages_for};
 pub use decoder::{Decoder, Workspace, workspace_bytes_per_row};
+pub use memory::MemoryPlan;
 pub use packed::{Packed, PlacedImage, Run};
 pub use positions::{ImagePlace, Positions};
 pub use tower::{PatchedImage, Tower};
@@ -62,6 +64,10 @@ impl Model {
         }
         let config = ModelConfig::read(folder)?;
         let checkpoint = Checkpoint::open(folder)?;
+        let plan = MemoryPlan::new(&config.decoder, &checkpoint, backend.activation(), 0, 0);
+        if let Some(free) = backend.free_memory()? {
+            plan.check(free)?;
+        }
         checkpoint.prefetch();
         let loader = Loader { checkpoint: &checkpoint, backend: &*backend, dtype, faults: None };
         let (decoder, tower) = assemble(&loader, &config)?;

@@ -189,3 +189,24 @@ fn what_lies_outside_of_memory_is_refused() {
     assert!(device.download(at, &mut [0; 1]).is_err());
     assert!(device.alloc(usize::MAX).is_err());
 }
+
+/// More is allocated in the course of time than there are addresses; what is released comes back, what is not stays.
+#[test]
+fn memory_goes_round() {
+    let device = device();
+    let kept: Vec<_> = (0..5u32).map(|value| upload(&device, &[value; 3])).collect();
+    let free = device.free_memory().unwrap();
+    for round in 0..40 {
+        let large = device.alloc(150 << 20).unwrap();
+        let small = upload(&device, &[round]);
+        device.release(large).unwrap();
+        assert_eq!(download::<i32>(&device, small, 1), [round]);
+        device.release(small).unwrap();
+        assert!(device.release(small).is_err(), "released twice");
+    }
+    for (value, &at) in (0..).zip(&kept) {
+        assert_eq!(download::<u32>(&device, at, 3), [value; 3]);
+    }
+    assert_eq!(device.free_memory().unwrap(), free);
+    assert!(device.alloc(free + 1).is_err());
+}

@@ -137,6 +137,10 @@ impl<R: Runtime> Backend for Gpu<R> {
         Dtype::BF16
     }
 
+    fn free_memory(&self) -> Result<Option<u64>> {
+        Ok(Some(self.runtime.free_memory()? as u64))
+    }
+
     fn alloc(&self, dtype: Dtype, shape: &[usize]) -> Result<Tensor> {
         self.temporary(dtype, shape)
     }

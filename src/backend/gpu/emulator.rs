@@ -25,6 +25,7 @@ unsafe extern "C" {
     fn emu_delete(machine: *mut Machine);
     fn emu_configure(machine: *mut Machine, order: u32, seed: u64, checked: bool, lines: bool);
     fn emu_allocate(machine: *mut Machine, bytes: usize) -> u64;
+    fn emu_free(machine: *const Machine) -> usize;
     fn emu_release(machine: *mut Machine, address: u64) -> *const c_char;
     fn emu_host(machine: *mut Machine, address: u64, bytes: usize) -> *mut u8;
     fn emu_launch(
@@ -179,6 +180,12 @@ impl Runtime for Emulator {
 
     fn multiprocessors(&self) -> usize {
         self.multiprocessors
+    }
+
+    fn free_memory(&self) -> Result<usize> {
+        let state = self.state();
+        // SAFETY: the machine is locked.
+        Ok(unsafe { emu_free(state.machine.as_ptr()) })
     }
 
     fn alloc(&self, bytes: usize) -> Result<Address> {

@@ -99,6 +99,9 @@ pub trait Runtime: Send + Sync + 'static {
     /// A recorded sequence of launches.
     type Graph: Send;
 
+    /// Bytes that can still be allocated.
+    fn free_memory(&self) -> Result<usize>;
+
     /// Memory of unspecified contents.
     fn alloc(&self, bytes: usize) -> Result<Address>;
 

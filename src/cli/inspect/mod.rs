@@ -4,7 +4,6 @@
 //! once; the exit code then says whether the thing can be used.
 
 mod adapter;
-mod memory;
 mod model;
 mod scan;
 

@@ -2,22 +2,23 @@
 
 use super::{
     Arguments,
-    memory::Memory,
     scan::{NonFinite, non_finite},
 };
 use crate::cli::{
     Global,
+    memory::Memory,
     text::{bytes, count, row},
 };
 use anyhow::{Result, bail};
 use pellucid::{
     Error,
     backend::cpu::Cpu,
+    engine::PREFILL_CHUNK,
     format::{
         Checkpoint, ModelConfig, ModelFolder, TensorView,
         config::{DecoderConfig, Family, VisionConfig},
     },
-    model::{Model, Survey},
+    model::{MemoryPlan, Model, Survey},
 };
 use serde::Serialize;
 use std::{collections::BTreeSet, fmt};
@@ -93,6 +94,9 @@ pub(super) fn run(folder: &ModelFolder, arguments: &Arguments, global: &Global) 
         .unwrap_or_else(|error| Survey { faults: vec![error.to_string()], surplus: Vec::new() });
     let views: Vec<&TensorView> = checkpoint.views().collect();
     let total = Share::of("", checkpoint.views());
+    let context = arguments.context;
+    let (rows, activation) = (PREFILL_CHUNK.min(context), global.device.activation());
+    let plan = MemoryPlan::new(&config.decoder, &checkpoint, activation, context, rows);
     let report = Report {
         kind: "model",
         folder: folder.path().display().to_string(),
@@ -104,7 +108,7 @@ pub(super) fn run(folder: &ModelFolder, arguments: &Arguments, global: &Global) 
         shards: checkpoint.views().map(TensorView::file).collect::<BTreeSet<_>>().len(),
         parts: shares(&checkpoint, |view| part_of(view.name()).to_owned()),
         dtypes: shares(&checkpoint, |view| format!("{:?}", view.dtype())),
-        memory: Memory::plan(&config.decoder, &checkpoint, arguments.context),
+        memory: Memory::of(plan, arguments.context),
         files: companions(folder, &config),
         faults: survey.faults,
         surplus: survey.surplus,

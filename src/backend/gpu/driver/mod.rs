@@ -133,13 +133,6 @@ impl Cuda {
         &self.properties
     }
 
-    /// Bytes that can still be allocated.
-    pub fn free_memory(&self) -> Result<usize> {
-        let mut state = self.state()?;
-        let (free, _) = result::mem_get_info().map_err(|error| state.failed("memory", error))?;
-        Ok(free + state.arena.unused())
-    }
-
     /// The state, with its context current, if the device still works.
     fn state(&self) -> Result<MutexGuard<'_, State>> {
         let state = lock(&self.state);
@@ -266,6 +259,12 @@ impl Runtime for Cuda {
 
     fn multiprocessors(&self) -> usize {
         self.properties.multiprocessors
+    }
+
+    fn free_memory(&self) -> Result<usize> {
+        let mut state = self.state()?;
+        let (free, _) = result::mem_get_info().map_err(|error| state.failed("memory", error))?;
+        Ok(free + state.arena.unused())
     }
 
     fn alloc(&self, bytes: usize) -> Result<Address> {
