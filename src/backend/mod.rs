@@ -38,7 +38,7 @@ use crate::{
     error::Result,
     tensor::{Dtype, Tensor},
 };
-use std::{fmt, ops::Range};
+use std::{fmt, ops::Range, time::Instant};
 
 /// Key positions per attention split; part of the numerics contract.
 pub const SPLIT: usize = 256;
@@ -160,6 +160,20 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// Bytes of memory that are left, where the backend has memory of its own.
     fn free_memory(&self) -> Result<Option<u64>> {
         Ok(None)
+    }
+
+    /// Seconds of each of `rounds` runs of `work`, a chain of this backend's ops on arguments that stay; on a device by
+    /// its own clock, without what launching costs.
+    fn time(&self, rounds: usize, work: &mut (dyn FnMut() -> Result<()> + Send)) -> Result<Vec<f64>> {
+        let mut seconds = Ok(Vec::new());
+        self.chain(&mut || {
+            let run = |_| {
+                let start = Instant::now();
+                work().map(|()| start.elapsed().as_secs_f64())
+            };
+            seconds = (0..rounds).map(run).collect();
+        });
+        seconds
     }
 
     /// A tensor whose contents are unspecified.

@@ -141,6 +141,11 @@ impl<R: Runtime> Backend for Gpu<R> {
         Ok(Some(self.runtime.free_memory()? as u64))
     }
 
+    fn time(&self, rounds: usize, work: &mut (dyn FnMut() -> Result<()> + Send)) -> Result<Vec<f64>> {
+        let graph = self.runtime.capture(work)?;
+        (0..rounds).map(|_| self.runtime.seconds(&graph)).collect()
+    }
+
     fn alloc(&self, dtype: Dtype, shape: &[usize]) -> Result<Tensor> {
         self.temporary(dtype, shape)
     }

@@ -26,7 +26,7 @@ pub use driver::Cuda;
 pub use emulator::{Emulator, Graph, Order, Settings};
 pub use tensor_map::{TensorMap, TensorShape};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A place in a device's memory. Zero is null.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, bytemuck::Pod, bytemuck::Zeroable)]
@@ -128,4 +128,9 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Runs recorded launches, with the arguments they had.
     fn replay(&self, graph: &Self::Graph) -> Result<()>;
+
+    /// Replays, waits, and says how many seconds the launches took by the device's own clock, if it has one.
+    fn seconds(&self, _graph: &Self::Graph) -> Result<f64> {
+        Err(Error::caller("time", format!("there is no clock in {}", self.describe())))
+    }
 }

@@ -2,7 +2,7 @@
 //! a device is opened: the program starts without it.
 //!
 //! One context, one stream, one lock. Everything on the stream runs in order, so the only events are those of the
-//! pinned staging, and memory is given out again as soon as its last user is launched. A kernel that fails takes the
+//! pinned staging and of the clock, and memory is given out again as soon as its last user is launched. A kernel that fails takes the
 //! context with it; from then on each call says so, and which kernel it may have been.
 
 #![allow(unsafe_code)]
@@ -57,6 +57,8 @@ struct State {
     arena: Arena,
     kernels: Kernels,
     staging: Staging,
+    /// When what is timed began and ended.
+    clock: [sys::CUevent; 2],
     /// The device's name in messages.
     name: String,
     /// Launched since the device was last known to be well, the newest last.
@@ -105,9 +107,10 @@ impl Cuda {
         let prepare = || {
             // SAFETY: the context was retained above.
             unsafe { result::ctx::set_current(context)? };
-            Ok((result::stream::create(StreamKind::NonBlocking)?, Staging::new()?))
+            let event = || result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT);
+            Ok((result::stream::create(StreamKind::NonBlocking)?, Staging::new()?, [event()?, event()?]))
         };
-        let (stream, staging) = prepare().map_err(|error| {
+        let (stream, staging, clock) = prepare().map_err(|error| {
             // SAFETY: retained above and not used any more; what was made in it goes with it.
             let _ = unsafe { result::primary_ctx::release(device) };
             refused(error)
@@ -119,6 +122,7 @@ impl Cuda {
             arena: Arena::default(),
             kernels: Kernels::default(),
             staging,
+            clock,
             name: format!("cuda:{index} ({})", properties.name),
             suspects: VecDeque::with_capacity(SUSPECTS),
             blocking: std::env::var_os("CUDA_LAUNCH_BLOCKING").is_some_and(|value| value == "1"),
@@ -223,6 +227,9 @@ impl Drop for State {
             let _ = result::ctx::set_current(self.context);
             let _ = result::stream::synchronize(self.stream);
             self.staging.free();
+            for event in self.clock {
+                let _ = result::event::destroy(event);
+            }
             self.kernels.unload();
             for chunk in self.arena.chunks() {
                 let _ = result::free_sync(chunk);
@@ -390,6 +397,31 @@ impl Runtime for Cuda {
         // SAFETY: graph and stream are of this context, and the graph's memory is held for it.
         unsafe { result::graph::launch(graph.executable, state.stream) }
             .map_err(|error| state.failed("replay", error))
+    }
+
+    fn seconds(&self, graph: &Graph) -> Result<f64> {
+        // The first replay keeps the device busy while what is timed is queued, so that it does not wait in between.
+        self.replay(graph)?;
+        self.mark(0)?;
+        self.replay(graph)?;
+        self.mark(1)?;
+        let mut state = self.state()?;
+        state.wait("time")?;
+        let [start, end] = state.clock;
+        // SAFETY: both events live as long as the state, were recorded, and the stream has passed them.
+        let milliseconds =
+            unsafe { result::event::elapsed(start, end) }.map_err(|error| state.failed("time", error))?;
+        Ok(f64::from(milliseconds) / 1e3)
+    }
+}
+
+impl Cuda {
+    /// Has the clock note when the stream comes this far.
+    fn mark(&self, event: usize) -> Result<()> {
+        let mut state = self.state()?;
+        // SAFETY: event and stream live as long as the state and are of its context.
+        unsafe { result::event::record(state.clock[event], state.stream) }
+            .map_err(|error| state.failed("time", error))
     }
 }
 
