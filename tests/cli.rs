@@ -234,21 +234,6 @@ fn generate_streams_the_text_that_its_record_holds() {
 }
 
 #[test]
-fn an_adapter_made_for_another_model_is_remarked_on() {
-    let elsewhere = copy("qwen2/model");
-    let remark = "the adapter names qwen2 as its base";
-    for (model, more, remarks) in [
-        (elsewhere.path().to_str().unwrap(), &[][..], 1),
-        (elsewhere.path().to_str().unwrap(), &["--quiet"], 0),
-        (MODEL, &[], 0),
-    ] {
-        let adapter = ["--adapter", "tests/golden/qwen2/adapter", "--max-tokens", "1"];
-        let run = pellucid(&[&["generate", model, "--prompt", "Hello"], &adapter[..], more].concat());
-        assert_eq!((run.code, run.stderr.matches(remark).count()), (Some(0), remarks), "{}", run.stderr);
-    }
-}
-
-#[test]
 fn generate_refuses_what_it_cannot_do_in_one_line() {
     let generate =
         |more: &[&str]| pellucid(&[&["generate", MODEL, "--prompt", "Hello", "--quiet"], more].concat());
@@ -301,15 +286,7 @@ fn score_answers_every_line_and_names_the_line_it_cannot_read() {
         assert_eq!(lengths, [length("completion_token_ids"); 3]);
         assert!(record["logprobs"].as_array().unwrap().iter().all(|logp| logp.as_f64().unwrap() <= 0.0));
     }
-    // A broken line costs neither the scores before it nor those of an earlier run.
-    score(&format!("{good}\n{{\"prompt")).fails_with(&[
-        "in.jsonl line 2, column 8: EOF",
-        "1 in all",
-        "out.jsonl.partial",
-    ]);
-    let partial = std::fs::read_to_string(at("out.jsonl.partial")).unwrap();
-    assert_eq!(partial.lines().collect::<Vec<_>>(), written.lines().take(1).collect::<Vec<_>>());
-    assert_eq!(std::fs::read_to_string(at("out.jsonl")).unwrap(), written);
+    score(&format!("{good}\n{{\"prompt")).fails_with(&["in.jsonl line 2, column 8: EOF"]);
     score(r#"{"prompt": "Hello"}"#).fails_with(&["in.jsonl line 1", "completion"]);
     score(r#"{"prompt_token_ids": [1], "completion_token_ids": [999999]}"#)
         .fails_with(&["in.jsonl line 1", "999999"]);
@@ -318,22 +295,18 @@ fn score_answers_every_line_and_names_the_line_it_cannot_read() {
         score(&format!(r#"{{"prompt": "Hello", "completion": "x", "{key}": "a.png"}}"#))
             .fails_with(&["in.jsonl line 1", "reads text only"]);
     }
-    assert!(!Path::new(&at("out.jsonl.partial")).exists(), "an empty file is left behind");
 }
 
 #[test]
 fn score_never_empties_its_input() {
     let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("lines.jsonl");
     let lines = r#"{"prompt": "Hello", "completion": " there"}"#;
-    let at = |name: &str| folder.path().join(name).display().to_string();
-    let output = at("lines.jsonl");
-    for name in ["lines.jsonl", "lines.jsonl.partial"] {
-        let input = at(name);
-        std::fs::write(&input, lines).unwrap();
-        pellucid(&["score", "--model", MODEL, "--input", &input, "--output", &output])
-            .fails_with(&[name, "is the input too"]);
-        assert_eq!(std::fs::read_to_string(&input).unwrap(), lines);
-    }
+    std::fs::write(&path, lines).unwrap();
+    let path = path.to_str().unwrap();
+    pellucid(&["score", "--model", MODEL, "--input", path, "--output", path])
+        .fails_with(&["lines.jsonl is the input too"]);
+    assert_eq!(std::fs::read_to_string(path).unwrap(), lines);
 }
 
 #[test]
@@ -352,4 +325,97 @@ fn numbers_that_are_none_end_in_an_error_not_in_a_record() {
     pellucid(&["generate", model, "--prompt", "Hello", "--quiet"]).fails_with(&["logit", "NaN", "inspect"]);
     pellucid(&["score", "--model", model, "--input", &at("in.jsonl"), "--output", &at("out.jsonl")])
         .fails_with(&["log-prob", "NaN", "inspect"]);
+}
+
+#[test]
+fn selftest_passes_on_the_cpu() {
+    let run = pellucid(&["selftest", "--quick", "--shapes", "rms_norm,attention G=2 causal,gather_rows"]);
+    assert_eq!((run.code, run.stderr.as_str()), (Some(0), ""), "{}", run.stdout);
+    assert!(run.stdout.contains("row by row in pages") && run.stdout.contains("quick: "), "{}", run.stdout);
+    let json = pellucid(&["selftest", "--quick", "--shapes", "layer_norm C=1024", "--json"]).json();
+    assert_eq!(json["failed"], 0);
+    assert!(json["checks"][0]["error"].as_f64().unwrap() <= json["checks"][0]["allowed"].as_f64().unwrap());
+    let none = pellucid(&["selftest", "--shapes", "lineal"]);
+    assert_eq!(none.code, Some(1));
+    assert!(none.stderr.contains("no case has these words"), "{}", none.stderr);
+}
+
+#[test]
+fn kernels_are_timed_and_their_record_compares_with_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("ours.json");
+    let file = file.to_str().unwrap();
+    let run = pellucid(&["bench", "kernels", "--shapes", "rms_norm T=1 C=1536", "--out", file]);
+    assert_eq!((run.code, run.stderr.as_str()), (Some(0), ""));
+    assert!(run.stdout.contains("ceilings: ") && run.stdout.contains("rms_norm T=1 C=1536 D=128"));
+    let record: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    let timing = &record["kernels"][0];
+    assert!(timing["us"].as_f64().unwrap() > 0.0 && timing["samples"].as_u64().unwrap() >= 20);
+    let ratios = pellucid(&["bench", "compare", file, file, "--json"]).json();
+    assert!(ratios["ratios"].as_array().unwrap().iter().all(|ratio| ratio["b_over_a"] == 1.0));
+}
+
+/// What peers write, with what differs named and nothing failing for it.
+#[test]
+fn compare_matches_by_shape_and_names_what_differs() {
+    let timing = |side: &str, name: &str, us: f64| {
+        serde_json::json!({
+            "side": side, "name": name, "us": us, "us_fastest": us, "us_slowest": us, "samples": 20, "copies": 1,
+            "bytes": 8.0, "flops": 2.0, "gigabytes_per_second": 1.0, "teraflops_per_second": 1.0, "floor_us": 1.0,
+            "share_of_floor": 0.5,
+        })
+    };
+    let record = |cpu: &str, date: &str, kernels: Value| {
+        let ceilings = serde_json::json!({"bytes_per_second": 1e9, "flops_per_second": 1e9, "by": "a test"});
+        serde_json::json!({
+            "date": date, "commit": null, "cpu": cpu, "threads": 4, "device": "a test", "note": "", "load_before": null,
+            "ceilings": ceilings, "kernels": kernels,
+        })
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: String| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let ours = [timing("pellucid", "linear T=1", 2.0), timing("pellucid", "linear T=8", 4.0)];
+    let theirs = [
+        timing("torch", "linear T=1", 3.0),
+        timing("liger", "linear T=1", 1.0),
+        timing("torch", "rope T=1", 1.0),
+    ];
+    let a =
+        write("a.json", record("one", "2026-01-01T00:00:00+00:00", Value::from(ours.to_vec())).to_string());
+    let b = write(
+        "b.json",
+        record("other", "2026-01-02T00:00:00+00:00", Value::from(theirs.to_vec())).to_string(),
+    );
+
+    let run = pellucid(&["bench", "compare", &a, &b]);
+    assert_eq!(run.code, Some(0));
+    let has = |words: &[&str]| run.stdout.lines().any(|line| words.iter().all(|word| line.contains(word)));
+    for words in [
+        &["linear T=1 ", "1.50", "pellucid, torch"][..],
+        &["linear T=1 ", "0.50", "pellucid, liger"],
+        &["linear, geometric mean of 1", "1.50", "torch"],
+        &["linear T=8", "only in A"],
+        &["rope T=1", "only in B"],
+    ] {
+        assert!(has(words), "{words:?} in {}", run.stdout);
+    }
+    assert!(
+        run.stderr.contains("the machine differs: one and other") && run.stderr.contains("the day differs")
+    );
+
+    let timeless =
+        write("c.json", record("one", "", Value::from(vec![timing("x", "rope T=1", 0.0)])).to_string());
+    for (file, reason) in [
+        (write("d.json", "{}".into()), "not a record of `bench kernels`"),
+        (timeless, "rope T=1 takes 0 µs"),
+        ("absent.json".into(), "absent.json: cannot read it"),
+    ] {
+        let run = pellucid(&["bench", "compare", &a, &file]);
+        assert_eq!((run.code, run.stdout.as_str()), (Some(1), ""));
+        assert!(run.stderr.contains(reason), "{reason} in {}", run.stderr);
+    }
 }

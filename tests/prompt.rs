@@ -4,7 +4,6 @@
 
 use std::path::{Path, PathBuf};
 
-use pellucid::format::ModelFolder;
 use pellucid::format::config::Family;
 use pellucid::prompt::expand::{ImageMarkup, Prompt, Prompter, Span};
 use pellucid::prompt::message::{Content, ImageReference, Message, Part};
@@ -70,7 +69,7 @@ fn golden_prompts_have_the_ids_of_transformers() {
         }
         let config = pellucid::format::config::ModelConfig::read(&folder.join("model")).unwrap();
         let tokenizer = Tokenizer::load(folder.join("model/tokenizer.json")).unwrap();
-        let template = ChatTemplate::load(&ModelFolder::at(folder.join("model"))).unwrap();
+        let template = ChatTemplate::load(folder.join("model")).unwrap();
         let markup = ImageMarkup::of(config.family, &tokenizer).unwrap();
         let image_token = match config.family {
             Family::InternVl => tokenizer.id("<IMG_CONTEXT>"),

@@ -61,6 +61,11 @@ impl Device {
         }
     }
 
+    /// Whether what it takes to compute says nothing about a device.
+    pub(crate) fn is_emulated(self) -> bool {
+        self.to_string() == "emu"
+    }
+
     /// The backend; `threads` are for the CPU.
     pub(crate) fn open(self, threads: Option<usize>) -> Result<Arc<dyn Backend>> {
         Ok(match self {

@@ -4,10 +4,12 @@
 //! programs; everything else goes to stderr. A failure is printed once, as the chain of what was being done,
 //! and exits with 1; a command line that makes no sense exits with 2. A reader that hangs up is no failure.
 
+mod bench;
 mod device;
 mod doctor;
 mod generate;
 mod inspect;
+mod kernels;
 mod machine;
 mod memory;
 mod model;
@@ -15,6 +17,7 @@ mod records;
 mod rollout;
 mod sampling;
 mod score;
+mod selftest;
 mod text;
 
 use anyhow::{Context, Result};
@@ -39,6 +42,8 @@ enum Verb {
     Generate(generate::Arguments),
     Rollout(rollout::Arguments),
     Score(score::Arguments),
+    Selftest(selftest::Arguments),
+    Bench(bench::Arguments),
 }
 
 /// Settings that every verb takes.
@@ -111,6 +116,8 @@ fn run(command_line: &CommandLine) -> Result<()> {
         Verb::Generate(arguments) => generate::run(arguments, global),
         Verb::Rollout(arguments) => rollout::run(arguments, global),
         Verb::Score(arguments) => score::run(arguments, global),
+        Verb::Selftest(arguments) => selftest::run(arguments, global),
+        Verb::Bench(arguments) => bench::run(arguments, global),
         Verb::Inspect(arguments) => inspect::run(arguments, global),
     }
 }

@@ -88,7 +88,7 @@ impl ModelFlags {
         }
         let model = Model::load(folder.path(), backend, dtype)?;
         let adapter = match &self.adapter {
-            Some(path) => Some(Arc::new(adapt(&model, folder.path(), path, global)?)),
+            Some(path) => Some(Arc::new(model.adapter(&AdapterFile::open(path)?)?)),
             None => None,
         };
         let arithmetic = self.pixels.map(|whose| match whose {
@@ -104,31 +104,6 @@ impl ModelFlags {
             adapter,
         })
     }
-}
-
-/// The adapter at `path` on this model, with a remark if it was made for another.
-fn adapt(model: &Model, folder: &Path, path: &Path, global: &Global) -> Result<Adapter> {
-    let file = AdapterFile::open(path)?;
-    if let Some(base) = &file.config().base_model
-        && !global.quiet
-        && !goes_by(folder, base)
-    {
-        eprintln!("the adapter names {base} as its base; the model is {}", folder.display());
-    }
-    Ok(model.adapter(&file)?)
-}
-
-/// Whether a folder may be what an adapter calls `base`: it, or one it is in, has the same last name. In the hub cache
-/// that name follows the organisation's.
-fn goes_by(folder: &Path, base: &str) -> bool {
-    let Some(base) = Path::new(base).file_name().map(|name| name.to_string_lossy().to_lowercase()) else {
-        return true;
-    };
-    let folder = folder.canonicalize().unwrap_or(folder.to_owned());
-    folder.components().any(|part| {
-        let part = part.as_os_str().to_string_lossy().to_lowercase();
-        part.strip_suffix(&base).is_some_and(|before| before.is_empty() || before.ends_with("--"))
-    })
 }
 
 impl Opened {
@@ -152,28 +127,6 @@ impl Opened {
             tokenizer: self.reader.tokenizer(),
             adapter: self.adapter.as_ref(),
             end_tokens: &self.end_tokens,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_base_goes_by_the_last_of_its_names() {
-        let cached = "/cache/models--Qwen--Qwen2.5-0.5B-Instruct/snapshots/abc";
-        for (folder, base, same) in [
-            (cached, "Qwen/Qwen2.5-0.5B-Instruct", true),
-            (cached, "/elsewhere/qwen2.5-0.5b-instruct/", true),
-            (cached, "Qwen/Qwen2.5-0.5B", false),
-            (cached, "Instruct", false),
-            ("/data/qwen2/model", "qwen2", true),
-            ("/data/qwen3/model", "Qwen/Qwen2.5-0.5B", false),
-            ("/data/qwen3/model", "..", true),
-            ("/data/qwen3/model", "", true),
-        ] {
-            assert_eq!(goes_by(Path::new(folder), base), same, "{folder} by {base:?}");
         }
     }
 }

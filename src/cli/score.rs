@@ -3,13 +3,13 @@
 use super::Global;
 use super::model::{ModelFlags, Opened};
 use super::records::{Lines, PromptRecord};
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pellucid::engine::{Features, Score, ScoreRequest, score};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{BufWriter, IsTerminal, Write},
     path::{Path, PathBuf},
 };
@@ -21,8 +21,6 @@ const GATHER: usize = 16_384;
 ///
 /// Input lines hold a prompt ("messages", "prompt" or "prompt_token_ids", with "images" where there are some) and
 /// "completion" or "completion_token_ids". Output lines hold both as tokens, with "logprobs", "greedy" and "entropy".
-///
-/// A line that cannot be scored ends the run; the scores before it are kept in a file that ends in ".partial".
 ///
 /// Example: pellucid score --model Qwen/Qwen2.5-0.5B-Instruct --input answers.jsonl --output scores.jsonl
 #[derive(Debug, clap::Args)]
@@ -36,7 +34,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
 
-    /// Where the scores go; an existing file is replaced once all lines are scored
+    /// Where the scores go; an existing file is replaced
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
 
@@ -74,17 +72,34 @@ struct Scored<'a> {
 pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     let opened = arguments.model_flags.open(&arguments.model, global)?;
     let lines = Lines::open(&arguments.input)?;
-    let mut out = Output::create(&arguments.output, &arguments.input)?;
+    let base = arguments.input.parent().unwrap_or(Path::new(""));
+    let mut out = BufWriter::new(create(&arguments.output, &arguments.input)?);
     let hidden = global.quiet || !std::io::stderr().is_terminal();
     let bar = ProgressBar::with_draw_target(
         None,
         if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() },
     )
     .with_style(ProgressStyle::with_template("{pos} scored, {per_sec}, {elapsed}")?);
+
+    let mut gathered = Vec::new();
+    let mut tokens = 0;
     let mut totals = Totals::default();
-    let scored = score_lines(&opened, arguments, lines, &mut out.writer, &mut totals, &bar);
+    let mut features = Features::default();
+    for line in lines {
+        let (place, record) = line?;
+        let number = totals.sequences + gathered.len() as u64;
+        let (id, request) =
+            read(&opened, record, base, number, &mut features).with_context(|| place.to_string())?;
+        tokens += request.input().tokens().len() + request.completion().len();
+        gathered.push((id, request));
+        if tokens >= GATHER {
+            flush(&opened, arguments, &mut gathered, &mut out, &mut totals)?;
+            bar.set_position(totals.sequences);
+            tokens = 0;
+        }
+    }
+    flush(&opened, arguments, &mut gathered, &mut out, &mut totals)?;
     bar.finish_and_clear();
-    out.close(scored, totals.sequences)?;
     let mean = totals.logp / totals.tokens.max(1) as f64;
     if global.json {
         let summary = json!({"sequences": totals.sequences, "tokens": totals.tokens, "mean_logprob": mean});
@@ -95,86 +110,13 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     Ok(())
 }
 
-/// Scores line by line, those before a broken one included.
-fn score_lines(
-    opened: &Opened,
-    arguments: &Arguments,
-    lines: Lines<Record>,
-    out: &mut impl Write,
-    totals: &mut Totals,
-    bar: &ProgressBar,
-) -> Result<()> {
-    let base = arguments.input.parent().unwrap_or(Path::new(""));
-    let mut gathered = Vec::new();
-    let mut tokens = 0;
-    let mut features = Features::default();
-    for line in lines {
-        let number = totals.sequences + gathered.len() as u64;
-        let request = line.and_then(|(place, record)| {
-            read(opened, record, base, number, &mut features).with_context(|| place.to_string())
-        });
-        let (id, request) = match request {
-            Ok(request) => request,
-            Err(broken) => {
-                flush(opened, arguments, &mut gathered, out, totals)?;
-                return Err(broken);
-            }
-        };
-        tokens += request.input().tokens().len() + request.completion().len();
-        gathered.push((id, request));
-        if tokens >= GATHER {
-            flush(opened, arguments, &mut gathered, out, totals)?;
-            bar.set_position(totals.sequences);
-            tokens = 0;
-        }
+/// The output, emptied, unless that would empty the input.
+fn create(output: &Path, input: &Path) -> Result<File> {
+    let real = |path: &Path| path.canonicalize().ok();
+    if real(output).is_some_and(|output| real(input) == Some(output)) {
+        bail!("{} is the input too; write the scores to another file", output.display());
     }
-    flush(opened, arguments, &mut gathered, out, totals)
-}
-
-/// Where scores go: beside the file they are for, whose place they take when all are there. So a run that fails
-/// leaves an older file as it is.
-struct Output {
-    writer: BufWriter<File>,
-    /// Where it is to be found in the end, if that is elsewhere: a pipe or a terminal is written to at once.
-    place: Option<PathBuf>,
-    path: PathBuf,
-}
-
-impl Output {
-    fn create(output: &Path, input: &Path) -> Result<Self> {
-        let place = output.canonicalize().unwrap_or(output.to_owned());
-        let aside = place.is_file() || !place.exists();
-        let mut path = place.clone().into_os_string();
-        path.push(if aside { ".partial" } else { "" });
-        let path = PathBuf::from(path);
-        let real = |path: &Path| path.canonicalize().ok();
-        for written in [&place, &path] {
-            if real(written).is_some_and(|written| real(input) == Some(written)) {
-                bail!("{} is the input too; write the scores to another file", written.display());
-            }
-        }
-        let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(Output { writer: BufWriter::new(file), place: aside.then_some(place), path })
-    }
-
-    /// All of it in its place, or what there is where it is.
-    fn close(mut self, scored: Result<()>, lines: u64) -> Result<()> {
-        let Some(place) = &self.place else { return scored };
-        let path = self.path.display();
-        match scored {
-            Ok(()) => {
-                self.writer.flush()?;
-                fs::rename(&self.path, place)
-                    .with_context(|| format!("cannot rename {path} to {}", place.display()))
-            }
-            Err(broken) if lines == 0 => {
-                // What matters is why there is nothing in it.
-                let _ = fs::remove_file(&self.path);
-                Err(broken)
-            }
-            Err(broken) => Err(anyhow!("{broken:#}; the scores before it, {lines} in all, are in {path}")),
-        }
-    }
+    File::create(output).with_context(|| format!("cannot write {}", output.display()))
 }
 
 #[derive(Default)]

@@ -7,12 +7,7 @@ use super::processor::ImageProcessorConfig;
 use super::weights::Checkpoint;
 use crate::error::{Error, Result};
 use serde_json::Value;
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
-
-const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+use std::path::{Path, PathBuf};
 
 /// A folder that holds a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,25 +53,21 @@ impl ModelFolder {
 
     /// `tokenizer_config.json`; nothing is set where there is none.
     pub fn tokenizer_config(&self) -> Result<TokenizerConfig> {
-        self.optional(TOKENIZER_CONFIG, TokenizerConfig::from_object)
+        self.optional("tokenizer_config.json", TokenizerConfig::from_object)
     }
 
-    /// The chat template: `chat_template.jinja`, else the one in `chat_template.json`, else the one in
-    /// `tokenizer_config.json`, which names the special tokens in any case.
-    pub fn chat_template(&self) -> Result<Option<TemplateSource>> {
-        let TokenizerConfig { special_tokens, chat_template } = self.tokenizer_config()?;
+    /// The text of the chat template: a file of its own, or inside `tokenizer_config.json`.
+    pub fn chat_template(&self) -> Result<Option<String>> {
         let own = self.path.join("chat_template.jinja");
-        let wrapped = "chat_template.json";
-        let (path, text) = if own.exists() {
+        if own.exists() {
             let text = String::from_utf8(read_bytes(&own)?);
-            let text = text.map_err(|broken| Error::file_because(&own, "is not utf-8", broken))?;
-            (own, Some(text))
-        } else if let Some(text) = self.optional(wrapped, TokenizerConfig::from_object)?.chat_template {
-            (self.path.join(wrapped), Some(text))
-        } else {
-            (self.path.join(TOKENIZER_CONFIG), chat_template)
-        };
-        Ok(text.map(|text| TemplateSource { path, text, special_tokens }))
+            return text.map(Some).map_err(|broken| Error::file_because(own, "is not utf-8", broken));
+        }
+        let wrapped: TokenizerConfig = self.optional("chat_template.json", TokenizerConfig::from_object)?;
+        match wrapped.chat_template {
+            Some(template) => Ok(Some(template)),
+            None => Ok(self.tokenizer_config()?.chat_template),
+        }
     }
 
     /// The ids that end a text: what generation says, else what the model says.
@@ -134,15 +125,17 @@ impl GenerationConfig {
 /// What is needed of `tokenizer_config.json`; the vocabulary itself is in `tokenizer.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TokenizerConfig {
-    /// The texts of special tokens, by what they are for (`bos_token`).
-    pub special_tokens: BTreeMap<&'static str, String>,
+    /// The text of the token that begins a text.
+    pub bos: Option<String>,
+    /// The text of the token that ends a text.
+    pub eos: Option<String>,
+    /// The text of the token that fills a batch.
+    pub pad: Option<String>,
+    /// Whether encoding begins with `bos`.
+    pub add_bos: Option<bool>,
     /// The chat template; of several named ones, the default.
     pub chat_template: Option<String>,
 }
-
-/// What special tokens are for.
-const SPECIAL: [&str; 7] =
-    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 impl TokenizerConfig {
     /// Reads the bytes of a `tokenizer_config.json`; `path` is for error messages.
@@ -151,23 +144,14 @@ impl TokenizerConfig {
     }
 
     fn from_object(object: &Object) -> Result<Self> {
-        let mut special_tokens = BTreeMap::new();
-        for name in SPECIAL {
-            special_tokens.extend(special(object, name)?.map(|text| (name, text)));
-        }
-        Ok(Self { special_tokens, chat_template: template(object)? })
+        Ok(Self {
+            bos: special(object, "bos_token")?,
+            eos: special(object, "eos_token")?,
+            pad: special(object, "pad_token")?,
+            add_bos: object.boolean("add_bos_token")?,
+            chat_template: template(object)?,
+        })
     }
-}
-
-/// A chat template as its folder has it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TemplateSource {
-    /// The file it is in.
-    pub path: PathBuf,
-    /// The template.
-    pub text: String,
-    /// The texts of special tokens it may name, by what they are for.
-    pub special_tokens: BTreeMap<&'static str, String>,
 }
 
 /// A special token: its text, or an object around it.
@@ -236,7 +220,7 @@ mod tests {
             "chat_template": [{"name": "tool_use", "template": "x"}, {"name": "default", "template": "hello"}]
         }));
         assert_eq!(plain, wrapped.unwrap());
-        assert_eq!(plain.special_tokens, BTreeMap::from([("eos_token", "</s>".to_owned())]));
+        assert_eq!((plain.bos, plain.eos.as_deref()), (None, Some("</s>")));
         let unnamed =
             read(json!({"chat_template": [{"name": "rag", "template": "x"}]})).unwrap_err().to_string();
         assert!(unnamed.contains("chat_template: none of the templates is named \"default\""), "{unnamed}");
@@ -249,17 +233,12 @@ mod tests {
         assert_eq!(folder.chat_template().unwrap(), None);
         let mut expected = Vec::new();
         for (name, text) in [
-            ("tokenizer_config.json", r#"{"chat_template": "third", "pad_token": "<>"}"#),
+            ("tokenizer_config.json", r#"{"chat_template": "third"}"#),
             ("chat_template.json", r#"{"chat_template": "second"}"#),
             ("chat_template.jinja", "first"),
         ] {
             std::fs::write(home.path().join(name), text).unwrap();
-            let found = folder.chat_template().unwrap().unwrap();
-            assert_eq!(
-                (found.path.file_name().unwrap(), found.special_tokens["pad_token"].as_str()),
-                (name.as_ref(), "<>")
-            );
-            expected.push(found.text);
+            expected.push(folder.chat_template().unwrap().unwrap());
         }
         assert_eq!(expected, ["third", "second", "first"]);
     }

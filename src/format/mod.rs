@@ -18,7 +18,7 @@ mod weights;
 
 pub use adapter::{Adapter, AdapterConfig};
 pub use config::ModelConfig;
-pub use folder::{GenerationConfig, ModelFolder, TemplateSource, TokenizerConfig};
+pub use folder::{GenerationConfig, ModelFolder, TokenizerConfig};
 pub use hub::hub_cache;
 pub(crate) use json::read_bytes;
 pub use processor::{ImageProcessorConfig, PatchLayout, Resample};

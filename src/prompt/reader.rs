@@ -66,7 +66,7 @@ impl Reader {
                 Some(ImageProcessor::new(&settings, tokens_per_tile)?)
             }
         };
-        let template = ChatTemplate::load(folder)?;
+        let template = ChatTemplate::load(folder.path())?;
         Ok(Reader {
             prompter: Prompter::new(tokenizer, template, markup),
             processor,

@@ -20,7 +20,7 @@ use minijinja::{Environment, ErrorKind, Value};
 use serde_json::{Map, Value as Json};
 
 use crate::error::{Error, Result};
-use crate::format::{ModelFolder, TemplateSource};
+use crate::format::read_bytes;
 
 mod date;
 mod json;
@@ -69,13 +69,27 @@ impl fmt::Debug for ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// The template of a folder, if it has one.
-    pub fn load(folder: &ModelFolder) -> Result<Option<Self>> {
-        let Some(TemplateSource { path, text, special_tokens }) = folder.chat_template()? else {
-            return Ok(None);
-        };
-        let named = special_tokens.into_iter().map(|(name, text)| (name.to_owned(), Json::from(text)));
-        Self::new(&text, path, named.collect()).map(Some)
+    /// Finds the template of a checkpoint folder: `chat_template.jinja`, else `chat_template.json`, else
+    /// the one in `tokenizer_config.json`, whose special tokens are used in any case.
+    pub fn load(folder: impl AsRef<Path>) -> Result<Option<Self>> {
+        let folder = folder.as_ref();
+        let config_path = folder.join("tokenizer_config.json");
+        let config = read_json(&config_path)?.unwrap_or(Json::Null);
+        let special_tokens = special_tokens(&config);
+        let jinja = folder.join("chat_template.jinja");
+        if let Some(source) = read_text(&jinja)? {
+            return Self::new(&source, jinja, special_tokens).map(Some);
+        }
+        let json = folder.join("chat_template.json");
+        for (path, document) in [(json.clone(), read_json(&json)?), (config_path, Some(config))] {
+            if let Some(source) = document.as_ref().and_then(|document| document.get("chat_template")) {
+                let source = default_template(source).ok_or_else(|| {
+                    Error::file(&path, "chat_template: expected a text or a list holding `default`")
+                })?;
+                return Self::new(source, path, special_tokens).map(Some);
+            }
+        }
+        Ok(None)
     }
 
     /// Compiles a template; `path` is how errors name it.
@@ -187,6 +201,31 @@ fn without_generation_tags(source: &str) -> String {
     let tag =
         fancy_regex::Regex::new(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})").expect("a valid pattern");
     tag.replace_all(source, "${1}${2}with${3}").into_owned()
+}
+
+/// The template called `default` where a file names several.
+fn default_template(source: &Json) -> Option<&str> {
+    let named = |name: &str| source.as_array()?.iter().find(|entry| entry["name"] == name)?.get("template");
+    source.as_str().or_else(|| named("default")?.as_str())
+}
+
+fn special_tokens(config: &Json) -> Map<String, Json> {
+    let text = |token: &Json| token.as_str().or_else(|| token.get("content")?.as_str()).map(Json::from);
+    let names = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+    names.iter().filter_map(|name| Some(((*name).to_owned(), text(config.get(*name)?)?))).collect()
+}
+
+fn read_text(path: &Path) -> Result<Option<String>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = String::from_utf8(read_bytes(path)?);
+    text.map(Some).map_err(|e| Error::file_because(path, "is not utf-8", e))
+}
+
+fn read_json(path: &Path) -> Result<Option<Json>> {
+    let Some(text) = read_text(path)? else { return Ok(None) };
+    serde_json::from_str(&text).map(Some).map_err(|e| Error::file_because(path, "not valid json", e))
 }
 
 /// Collects what a template writes, up to a little more than [`MAX_OUTPUT`].

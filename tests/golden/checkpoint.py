@@ -47,7 +47,7 @@ def write(case, folder):
         write_json(folder / file, content)
     dtype = getattr(torch, case.dtype)
     model = model_class(folder).from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
-    weights.fill(model, case.seed, dtype, case.faint)
+    weights.fill(model, case.seed, dtype)
     drawn = dict(model.named_parameters())  # a tied head appears once, as the embedding
     weights.save({rename(name, case.stored_names): tensor.data.to(dtype) for name, tensor in drawn.items()}, case.shards, folder)
     for name, tensor in load(folder, torch.float32).named_parameters():

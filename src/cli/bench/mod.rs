@@ -1,0 +1,28 @@
+//! `pellucid bench`: measurements beside what the machine would allow, and records beside each other.
+
+mod compare;
+mod kernels;
+mod record;
+
+use super::Global;
+use anyhow::Result;
+
+/// Measure, or compare measurements
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    Kernels(kernels::Arguments),
+    Compare(compare::Arguments),
+}
+
+pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
+    match &arguments.what {
+        What::Kernels(arguments) => kernels::run(arguments, global),
+        What::Compare(arguments) => compare::run(arguments, global),
+    }
+}
