@@ -184,7 +184,7 @@ impl Paged {
     fn new(case: &Case, inputs: &[Vec<bf16>; 3]) -> Self {
         let counts: Vec<usize> = case.lengths.iter().map(|length| length.div_ceil(64)).collect();
         let (used, width) = (counts.iter().sum::<usize>(), *counts.iter().max().unwrap());
-        let pages = used + 2 | 1; // odd, so that even steps reach them all
+        let pages = (used + 2) | 1; // odd, so that even steps reach them all
         let mut next = 0;
         let tables: Vec<Vec<i32>> = counts
             .iter()

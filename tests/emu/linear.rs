@@ -14,6 +14,9 @@ use pellucid::{
 };
 use std::ops::Range;
 
+/// The rows of an adapter, A and B, and s.
+type Pair = (Range<usize>, [Tensor; 2], f32);
+
 /// What becomes of y.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum End {
@@ -105,7 +108,7 @@ impl Case {
             _ if activation == Dtype::BF16 => poisoned(backend, &[rows.len(), n]),
             _ => backend.alloc(activation, &[rows.len(), n]).unwrap(),
         };
-        let pairs: Vec<Vec<(Range<usize>, [Tensor; 2], f32)>> = self
+        let pairs: Vec<Vec<Pair>> = self
             .sides
             .iter()
             .map(|side| {
