@@ -4,18 +4,19 @@
 //! sets their tolerance. It accepts every float dtype for every argument, rounds where the numerics
 //! contract says so (f32 only: the oracle rounds nothing), and is as slow as it is simple.
 
+mod attention;
 mod real;
+#[cfg(test)]
+mod tests;
 
 pub use real::Real;
 
-use super::{
-    Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProbs, Pages, Rope,
-    check::{self, AttentionSizes},
-};
+use super::{Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProbs, Pages, Rope, check};
 use crate::{
     error::Result,
     tensor::{Dtype, Element, Tensor},
 };
+use attention::attend_sequence;
 use half::bf16;
 use std::{marker::PhantomData, ops::Range};
 
@@ -116,59 +117,6 @@ fn apply<R: Real>(x: &[Vec<R>], linear: &Linear<'_>) -> Result<Vec<Vec<R>>> {
         }
     }
     Ok(y)
-}
-
-/// Softmax-weighted values of one query: scores over `keys`, values over `values`.
-fn attend<R: Real>(q: &[R], keys: &[Vec<R>], values: &[Vec<R>], scale: f32) -> (Vec<R>, R) {
-    let scores: Vec<R> = keys.iter().map(|key| dot(q, key) * R::of(scale.into())).collect();
-    let greatest = scores.iter().copied().fold(R::of(f64::NEG_INFINITY), |a, b| if b > a { b } else { a });
-    let mut sum = R::of(0.0);
-    let mut out = vec![R::of(0.0); q.len()];
-    for (&score, value) in scores.iter().zip(values) {
-        let p = (score - greatest).exp();
-        sum += p;
-        out.iter_mut().zip(value).for_each(|(out, &v)| *out += p * v);
-    }
-    out.iter_mut().for_each(|out| *out = *out / sum);
-    (out, greatest + sum.ln())
-}
-
-/// The queries of one sequence over its keys; `seen(row)` is how many of them a packed row sees.
-/// `key(position, head)` is where a key's elements lie in k and v.
-#[expect(clippy::too_many_arguments, reason = "the op's inputs are what they are")]
-fn attend_sequence<R: Real>(
-    out: &mut Tensor,
-    mut lse: Option<&mut Tensor>,
-    q: &Tensor,
-    (k, v): (&Tensor, &Tensor),
-    sizes: AttentionSizes,
-    queries: Range<usize>,
-    length: usize,
-    seen: impl Fn(usize) -> usize,
-    key: impl Fn(usize, usize) -> usize,
-    scale: f32,
-) -> Result<()> {
-    let AttentionSizes { heads, kv_heads, head_dim, .. } = sizes;
-    for kv_head in 0..kv_heads {
-        let gather = |tensor: &Tensor| -> Result<Vec<Vec<R>>> {
-            let at = |position| key(position, kv_head);
-            (0..length).map(|position| load(tensor, at(position)..at(position) + head_dim)).collect()
-        };
-        let (keys, values) = (gather(k)?, gather(v)?); // [S, D]
-        for row in queries.clone() {
-            for head in kv_head * (heads / kv_heads)..(kv_head + 1) * (heads / kv_heads) {
-                let at = row * heads + head;
-                let q: Vec<R> = load(q, at * head_dim..(at + 1) * head_dim)?;
-                let q: Vec<R> = q.iter().map(|q| q.rounded_for(k.dtype())).collect();
-                let (result, log_sum) = attend(&q, &keys[..seen(row)], &values[..seen(row)], scale);
-                store(out, at * head_dim, &result)?;
-                if let Some(lse) = lse.as_deref_mut() {
-                    store(lse, at, &[log_sum])?;
-                }
-            }
-        }
-    }
-    Ok(())
 }
 
 /// What a row of tempered logits sums up to.
@@ -469,96 +417,5 @@ impl<R: Real> Backend for Plain<R> {
             store(&mut out.logp, row, &[logp])?;
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::backend::LoraRows;
-
-    /// Each op once, on numbers small enough to work out by hand: the oracle itself needs an oracle.
-    const ORACLE: Plain<f64> = Plain { real: PhantomData };
-
-    fn tensor(shape: &[usize], values: &[f64]) -> Tensor {
-        Tensor::from_slice(shape, values).unwrap()
-    }
-
-    fn indices(values: &[i32]) -> Tensor {
-        Tensor::from_slice(&[values.len()], values).unwrap()
-    }
-
-    fn close(tensor: &Tensor, expected: &[f64]) {
-        let got = tensor.to_f64();
-        let near = got.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12);
-        assert!(near && got.len() == expected.len(), "{got:?} is not {expected:?}");
-    }
-
-    #[test]
-    fn linear_adds_bias_and_adapter_before_the_epilogue() {
-        let (w, b) = (tensor(&[2, 2], &[1.0, 2.0, 3.0, 4.0]), tensor(&[2], &[10.0, 20.0]));
-        let (lora_a, lora_b) = (tensor(&[1, 2], &[1.0, 1.0]), tensor(&[2, 1], &[1.0, -1.0]));
-        let lora = [LoraRows { rows: 1..2, a: &lora_a, b: &lora_b, scale: 0.5 }];
-        let linear = Linear { weight: &w, bias: Some(&b), lora: &lora };
-        let x = tensor(&[2, 2], &[1.0, 1.0, 2.0, 4.0]);
-        let mut out = tensor(&[2, 2], &[100.0; 4]);
-        ORACLE.linear(&mut out, &x, &linear, Epilogue::Add).unwrap();
-        close(&out, &[113.0, 127.0, 100.0 + 20.0 + 3.0, 100.0 + 42.0 - 3.0]);
-    }
-
-    #[test]
-    fn norms_have_unit_scale() {
-        let (x, one, zero) = (tensor(&[1, 2], &[3.0, 4.0]), tensor(&[2], &[1.0; 2]), tensor(&[2], &[0.0; 2]));
-        let mut out = x.clone();
-        ORACLE.rms_norm(&mut out, &x, &one, 0.0).unwrap();
-        close(&out, &[3.0 / 12.5f64.sqrt(), 4.0 / 12.5f64.sqrt()]);
-        ORACLE.layer_norm(&mut out, &x, &one, &zero, 0.0).unwrap();
-        close(&out, &[-1.0, 1.0]);
-    }
-
-    #[test]
-    fn rope_turns_pairs_half_a_head_apart() {
-        let quarter = std::f32::consts::FRAC_PI_2;
-        let rope =
-            Rope { inv_freq: Tensor::from_slice(&[2], &[quarter, 0.0]).unwrap(), axis: indices(&[0, 0]) };
-        let mut x = tensor(&[1, 4], &[1.0, 5.0, 2.0, 6.0]);
-        ORACLE.rope(&mut x, &Tensor::from_slice(&[1, 1], &[1]).unwrap(), &rope, false).unwrap();
-        let got = x.to_f64();
-        assert!((got[0] + 2.0).abs() < 1e-6 && (got[2] - 1.0).abs() < 1e-6 && got[1] == 5.0 && got[3] == 6.0);
-    }
-
-    #[test]
-    fn attention_weighs_values_by_the_softmax_of_scores() {
-        let q = tensor(&[2, 1, 1], &[1.0, 1.0]);
-        let (k, v) = (tensor(&[2, 1, 1], &[0.0, 3f64.ln()]), tensor(&[2, 1, 1], &[8.0, 4.0]));
-        let (mut out, mut lse) = (q.clone(), tensor(&[2, 1], &[0.0; 2]));
-        ORACLE.attention(&mut out, Some(&mut lse), &q, &k, &v, &indices(&[0, 2]), true, 1.0).unwrap();
-        close(&out, &[8.0, 5.0]);
-        close(&lse, &[0.0, 4f64.ln()]);
-    }
-
-    #[test]
-    fn logprobs_are_those_of_the_tempered_softmax() {
-        let (hidden, w) = (tensor(&[1, 1], &[2.0]), tensor(&[4, 1], &[0.0, 3f64.ln(), 3f64.ln(), 0.0]));
-        let zero = || tensor(&[1], &[0.0]);
-        let mut out = LogProbs { logp: zero(), lse: zero(), entropy: zero(), greedy: indices(&[-1]) };
-        ORACLE.logprobs(&mut out, &hidden, &w, &indices(&[3]), 2.0).unwrap();
-        close(&out.logp, &[-(8f64.ln())]);
-        close(&out.lse, &[8f64.ln()]);
-        close(&out.entropy, &[2.0 * (1.0 / 8.0) * 8f64.ln() + 2.0 * (3.0 / 8.0) * (8.0f64 / 3.0).ln()]);
-        close(&out.greedy, &[1.0]);
-    }
-
-    #[test]
-    fn activations_match_their_definitions() {
-        // Φ(1) from tables; the others by definition.
-        for (activation, expected) in [
-            (Activation::Gelu, 0.841_344_746_068_542_9),
-            (Activation::GeluTanh, 0.8411919906082768),
-            (Activation::Silu, 0.7310585786300049),
-            (Activation::QuickGelu, 0.8457957659328212),
-        ] {
-            assert!((activate(1f64, activation) - expected).abs() < 1e-12, "{activation:?}");
-        }
     }
 }
