@@ -9,11 +9,12 @@
 
 #[path = "ops/draws.rs"]
 mod draws;
+#[path = "ops/harness.rs"]
+mod harness;
 #[path = "support/narrow.rs"]
 mod narrow;
 
-use half::bf16;
-use narrow::Narrow;
+use harness::{Candidate, Random, backends, compare, indices, poisoned, rows, same_bits, wide};
 use pellucid::{
     backend::{
         Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProbs, LoraRows, Pages, Rope, cpu::Cpu,
@@ -21,147 +22,6 @@ use pellucid::{
     },
     tensor::{Dtype, Tensor},
 };
-
-/// A backend, and whether it computes in bf16, so that its inputs are rounded to it.
-struct Candidate {
-    backend: Box<dyn Backend>,
-    narrow: bool,
-}
-
-impl std::ops::Deref for Candidate {
-    type Target = dyn Backend;
-
-    fn deref(&self) -> &Self::Target {
-        &*self.backend
-    }
-}
-
-/// All instruction sets, on different numbers of threads, and the emulated device.
-fn backends() -> Vec<Candidate> {
-    let sets = Cpu::instruction_sets();
-    let cpus = sets.iter().zip([1, 2, 4].iter().cycle());
-    let cpus = cpus.map(|(set, &threads)| Candidate {
-        backend: Box::new(Cpu::with_instructions(Some(threads), Some(set)).unwrap()),
-        narrow: false,
-    });
-    cpus.chain(emulated()).collect()
-}
-
-#[cfg(feature = "emu")]
-fn emulated() -> Option<Candidate> {
-    use pellucid::backend::gpu::{Emulator, Gpu, Settings};
-    let inner = Gpu::new(Emulator::new(Settings::default()).unwrap());
-    Some(Candidate { backend: Box::new(Narrow { inner, out: Dtype::BF16 }), narrow: true })
-}
-
-#[cfg(not(feature = "emu"))]
-fn emulated() -> Option<Candidate> {
-    None
-}
-
-/// A small generator of its own, so that a failure is the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit as u64) as usize
-    }
-
-    /// Roughly normal.
-    fn normal(&mut self) -> f64 {
-        (0..6).map(|_| (self.next() >> 11) as f64 / (1u64 << 53) as f64 - 0.5).sum::<f64>() * 2f64.sqrt()
-    }
-
-    fn tensor(&mut self, dtype: Dtype, shape: &[usize]) -> Tensor {
-        let values: Vec<f64> = (0..shape.iter().product()).map(|_| self.normal()).collect();
-        Tensor::from_slice(shape, &values).unwrap().converted(dtype).unwrap()
-    }
-
-    fn permutation(&mut self, length: usize) -> Vec<i32> {
-        let mut all: Vec<i32> = (0..length as i32).collect();
-        for at in (1..length).rev() {
-            all.swap(at, self.below(at + 1));
-        }
-        all
-    }
-}
-
-fn indices(values: &[i32]) -> Tensor {
-    Tensor::from_slice(&[values.len()], values).unwrap()
-}
-
-fn poisoned(dtype: Dtype, shape: &[usize]) -> Tensor {
-    let values = vec![f64::NAN; shape.iter().product()];
-    Tensor::from_slice(shape, &values).unwrap().converted(dtype).unwrap()
-}
-
-/// ‖a − b‖ / ‖b‖
-fn distance(a: &Tensor, b: &Tensor) -> f64 {
-    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
-    let (a, b) = (a.to_f64(), b.to_f64());
-    assert_eq!(a.len(), b.len());
-    norm(&mut a.iter().zip(&b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied()).max(1e-30)
-}
-
-/// One perturbation: a unit in the last place of an f32 result.
-const ONE_UNIT: f64 = f32::EPSILON as f64;
-
-/// The same of a bf16 result.
-const ONE_NARROW_UNIT: f64 = 1.0 / 256.0;
-
-/// Runs an op on the backend, on the plain twin and on the oracle (outputs in their activation dtype) and
-/// holds the first to the tolerance the others set.
-fn compare(what: &str, backend: &Candidate, op: impl Fn(&dyn Backend, Dtype) -> Vec<Tensor>) {
-    let got = op(&**backend, Dtype::F32);
-    let (plain, exact, unit) = match backend.narrow {
-        false => (op(&Plain::<f32>::default(), Dtype::F32), op(&Cpu::oracle(), Dtype::F64), ONE_UNIT),
-        true => (
-            op(&Narrow { inner: Plain::<f32>::default(), out: Dtype::BF16 }, Dtype::F32),
-            op(&Narrow { inner: Cpu::oracle(), out: Dtype::F64 }, Dtype::F64),
-            ONE_NARROW_UNIT,
-        ),
-    };
-    for (index, ((got, plain), exact)) in got.iter().zip(&plain).zip(&exact).enumerate() {
-        let (error, allowed) = (distance(got, exact), 2.0 * distance(plain, exact) + unit);
-        assert!(
-            error <= allowed,
-            "{what}, output {index}: error {error:.3e}, allowed {allowed:.3e}, on {}",
-            backend.describe()
-        );
-    }
-}
-
-/// Oracle weights are the same numbers in f64; activations come in f32 and are widened.
-fn wide(tensor: &Tensor, dtype: Dtype) -> Tensor {
-    if tensor.dtype() == Dtype::F32 { tensor.converted(dtype).unwrap() } else { tensor.clone() }
-}
-
-fn rows(tensor: &Tensor, range: std::ops::Range<usize>) -> Tensor {
-    let mut shape = tensor.shape().to_vec();
-    let len = tensor.row_len();
-    shape[0] = range.len();
-    let part = range.start * len..range.end * len;
-    match tensor.dtype() {
-        Dtype::F32 => Tensor::from_slice(&shape, &tensor.as_slice::<f32>().unwrap()[part]).unwrap(),
-        Dtype::BF16 => Tensor::from_slice(&shape, &tensor.as_slice::<bf16>().unwrap()[part]).unwrap(),
-        Dtype::I32 => Tensor::from_slice(&shape, &tensor.as_slice::<i32>().unwrap()[part]).unwrap(),
-        Dtype::F64 => Tensor::from_slice(&shape, &tensor.as_slice::<f64>().unwrap()[part]).unwrap(),
-    }
-}
-
-#[track_caller]
-fn same_bits(what: &str, a: &Tensor, b: &Tensor) {
-    assert!(a.bytes() == b.bytes(), "{what}: bits differ by {:.3e}", distance(a, b));
-    assert!(a.dtype() == Dtype::I32 || a.to_f64().iter().all(|v| !v.is_nan()), "{what}: NaN");
-}
 
 const WEIGHTS: [Dtype; 2] = [Dtype::F32, Dtype::BF16];
 
@@ -500,7 +360,7 @@ fn rows_are_moved_and_neighbours_left_alone() {
             let expected = rows(&table, from as usize..from as usize + 1);
             assert_eq!(rows(&out, row..row + 1).to_f64(), expected.to_f64());
         }
-        let before = wide(&random.tensor(Dtype::BF16, &[9, 12]), Dtype::F32);
+        let before = random.tensor(Dtype::BF16, &[9, 12]).converted(Dtype::F32).unwrap();
         let mut after = before.clone();
         backend.scatter_rows(&mut after, &rows(&out, 0..2), &indices(&[8, 3])).unwrap();
         for row in 0..9 {
@@ -514,17 +374,26 @@ fn rows_are_moved_and_neighbours_left_alone() {
     }
 }
 
+fn f32s(shape: &[usize]) -> Tensor {
+    Tensor::zeros(Dtype::F32, shape).unwrap()
+}
+
+#[track_caller]
+fn refused(result: pellucid::Result<()>, words: &[&str]) {
+    let message = result.expect_err("is refused").to_string();
+    assert!(words.iter().all(|word| message.contains(word)), "{message:?} lacks one of {words:?}");
+}
+
+fn all_backends() -> Vec<Candidate> {
+    let mut all = backends();
+    all.push(Candidate { backend: Box::new(Cpu::oracle()), narrow: false });
+    all
+}
+
 /// Bad arguments are refused by name, before anything is written.
 #[test]
 fn bad_arguments_are_refused() {
-    let f32s = |shape: &[usize]| Tensor::zeros(Dtype::F32, shape).unwrap();
-    let mut all = backends();
-    all.push(Candidate { backend: Box::new(Cpu::oracle()), narrow: false });
-    for backend in all {
-        let refused = |result: pellucid::Result<()>, words: &[&str]| {
-            let message = result.expect_err("is refused").to_string();
-            assert!(words.iter().all(|word| message.contains(word)), "{message:?} lacks one of {words:?}");
-        };
+    for backend in all_backends() {
         let (x, w) = (f32s(&[2, 8]), f32s(&[3, 9]));
         let linear = Linear { weight: &w, bias: None, lora: &[] };
         let result = backend.linear(&mut f32s(&[2, 3]), &x, &linear, Epilogue::Store);
@@ -535,15 +404,9 @@ fn bad_arguments_are_refused() {
         let linear = Linear { weight: &w, bias: None, lora: &lora };
         refused(backend.linear(&mut f32s(&[2, 3]), &x, &linear, Epilogue::Store), &["adapter 1", "0..2"]);
 
-        let result = backend.gather_rows(&mut f32s(&[1, 8]), &x, &indices(&[2]));
-        refused(result, &["gather_rows", "rows[0] is 2", "index < 2"]);
-        let result = backend.scatter_rows(&mut f32s(&[2, 8]), &f32s(&[1, 8]), &indices(&[-1]));
-        refused(result, &["scatter_rows", "rows[0] is -1"]);
         refused(backend.rms_norm(&mut f32s(&[2, 8]), &x, &f32s(&[3]), 1e-6), &["rms_norm", "divides"]);
 
         let q = f32s(&[4, 2, 8]);
-        let result = backend.attention(&mut q.clone(), None, &q, &q, &q, &indices(&[0, 3]), true, 1.0);
-        refused(result, &["attention", "starts", "0 to 4"]);
         let result = backend.attention(
             &mut q.clone(),
             None,
@@ -555,6 +418,32 @@ fn bad_arguments_are_refused() {
             1.0,
         );
         refused(result, &["attention", "divides 2"]);
+
+        let mut out =
+            LogProbs { logp: f32s(&[2]), lse: f32s(&[2]), entropy: f32s(&[2]), greedy: indices(&[0, 0]) };
+        refused(backend.logprobs(&mut out, &x, &w, &indices(&[0, 0]), 0.0), &["temperature is 0"]);
+
+        let mut out = Drawn { token: indices(&[0, 0]), logp: f32s(&[2]) };
+        let draw = Draw::default();
+        refused(backend.sample(&mut out, &x, &w, &[draw]), &["sample", "hidden", "1 draws"]);
+        let cold = Draw { temperature: -1.0, ..draw };
+        refused(backend.sample(&mut out, &x, &w, &[draw, cold]), &["temperature -1"]);
+    }
+}
+
+/// What index tensors hold is checked by who can read it: a device's kernels trust the host.
+#[test]
+fn bad_indices_are_refused_in_host_memory() {
+    for backend in all_backends().into_iter().filter(|backend| !backend.narrow) {
+        let (x, w) = (f32s(&[2, 8]), f32s(&[3, 8]));
+        let result = backend.gather_rows(&mut f32s(&[1, 8]), &x, &indices(&[2]));
+        refused(result, &["gather_rows", "rows[0] is 2", "index < 2"]);
+        let result = backend.scatter_rows(&mut f32s(&[2, 8]), &f32s(&[1, 8]), &indices(&[-1]));
+        refused(result, &["scatter_rows", "rows[0] is -1"]);
+
+        let q = f32s(&[4, 2, 8]);
+        let result = backend.attention(&mut q.clone(), None, &q, &q, &q, &indices(&[0, 3]), true, 1.0);
+        refused(result, &["attention", "starts", "0 to 4"]);
 
         let pool = f32s(&[2, 2, 16, 8]);
         let table = Tensor::from_slice(&[1, 2], &[1, 5]).unwrap();
@@ -573,12 +462,5 @@ fn bad_arguments_are_refused() {
         let mut out =
             LogProbs { logp: f32s(&[2]), lse: f32s(&[2]), entropy: f32s(&[2]), greedy: indices(&[0, 0]) };
         refused(backend.logprobs(&mut out, &x, &w, &indices(&[0, 3]), 1.0), &["targets[1] is 3"]);
-        refused(backend.logprobs(&mut out, &x, &w, &indices(&[0, 0]), 0.0), &["temperature is 0"]);
-
-        let mut out = Drawn { token: indices(&[0, 0]), logp: f32s(&[2]) };
-        let draw = Draw::default();
-        refused(backend.sample(&mut out, &x, &w, &[draw]), &["sample", "hidden", "1 draws"]);
-        let cold = Draw { temperature: -1.0, ..draw };
-        refused(backend.sample(&mut out, &x, &w, &[draw, cold]), &["temperature -1"]);
     }
 }
