@@ -57,6 +57,21 @@ fn a_command_line_that_makes_no_sense_exits_with_2() {
     }
 }
 
+#[cfg(feature = "cuda")]
+#[test]
+fn a_gpu_that_is_not_there_is_one_error_with_the_remedy() {
+    let run = pellucid(&["generate", MODEL, "--prompt", "Hello", "--device", "cuda:99"]);
+    assert_eq!(
+        (run.code, run.stdout.as_str(), run.stderr.lines().count()),
+        (Some(1), "", 1),
+        "{}",
+        run.stderr
+    );
+    // Without a driver, with one that is too old or sees no GPU, and with some other number of GPUs.
+    let lacks = ["no NVIDIA driver", "the driver is for CUDA", "lists no GPU", "there is no device 99"];
+    assert!(lacks.iter().any(|lack| run.stderr.contains(lack)), "{}", run.stderr);
+}
+
 #[test]
 fn a_reader_that_hangs_up_is_no_failure() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_pellucid"))

@@ -229,6 +229,14 @@ char* emu_host(Machine* m, uint64_t address, size_t bytes) {
     return inside && bytes <= size_t(inside->start + inside->bytes - pointer) ? pointer : nullptr;
 }
 
+// The sizes of a kernel's arguments, null if there is no such kernel.
+const size_t* emu_parameters(const char* name, size_t* count) {
+    const auto found = kernels().find(name);
+    if (found == kernels().end()) return nullptr;
+    *count = found->second.count;
+    return found->second.sizes;
+}
+
 // Null, or the report; it stays valid until the next launch.
 const char* emu_launch(Machine* m, const char* name, const uint32_t* grid, const uint32_t* block, uint32_t shared,
                        void** arguments, const size_t* sizes, size_t count) {

@@ -48,9 +48,14 @@ impl Arena {
         bytes.max(CHUNK).checked_next_multiple_of(DRIVER_GRAIN).unwrap_or(bytes)
     }
 
+    /// The least to ask of the driver instead, when it has no room for that.
+    pub(super) fn least_for(bytes: usize) -> usize {
+        bytes.max(1).checked_next_multiple_of(GRAIN).unwrap_or(bytes)
+    }
+
     /// Room for so many bytes, if there is any.
     pub(super) fn take(&mut self, bytes: usize) -> Option<u64> {
-        let bytes = bytes.max(1).checked_next_multiple_of(GRAIN)?;
+        let bytes = Self::least_for(bytes);
         let graph = self.capturing;
         let own = graph.and_then(|graph| self.graphs.get_mut(&graph)).and_then(|ranges| ranges.take(bytes));
         let start = own.or_else(|| self.free.take(bytes))?;

@@ -203,7 +203,7 @@ impl State {
                 // SAFETY: the arena knows of no user, and what was launched has run.
                 unsafe { result::free_sync(unused) }.map_err(|error| self.failed("alloc", error))?;
             }
-            chunk = bytes;
+            chunk = Arena::least_for(bytes);
             // SAFETY: as above.
             start = unsafe { result::malloc_sync(chunk) };
         }
