@@ -208,12 +208,12 @@ KERNEL void __launch_bounds__(SAMPLE_THREADS)
         const float noise = draw.greedy ? 0.0f : gumbel(draw.seed, draw.position, token);
         leader = leader_of(leader, {z / draw.divisor + noise, token, 0.0f, 0});
     });
-    leader = leader_of_lanes<32>(leader);
+    leader = leader_of_lanes<1, 16>(leader);
     Leader* warps = reinterpret_cast<Leader*>(bench.low);
     if (threadIdx.x % 32 == 0) store_leader(&warps[threadIdx.x / 32], leader);
     __syncthreads();
     if (threadIdx.x >= 32) return;
-    leader = leader_of_lanes<32>(load_leader(&warps[threadIdx.x]));
+    leader = leader_of_lanes<1, 16>(load_leader(&warps[threadIdx.x]));
     if (threadIdx.x == 0) {
         // A row of NaN has no leader; its token means nothing, but it is one.
         leader.token = leader.token < columns ? leader.token : 0;

@@ -14,7 +14,7 @@ struct Draw {
     int first, end;  // of the seen tokens
 };
 
-// The largest score wins, the lowest token among equals.
+// The largest score wins; among equals a logit that is not finite, then the lowest token. Tokens are below 2^30.
 struct Leader {
     float score;
     int token;    // of a logit that is not finite: ~token, and the score is infinite
@@ -22,18 +22,19 @@ struct Leader {
     int unused;
 };
 
-__device__ __forceinline__ Leader nobody() { return {-INFINITY, 0x7FFFFFFF, 0.0f, 0}; }
+__device__ __forceinline__ Leader nobody() { return {-INFINITY, 0x3FFFFFFF, 0.0f, 0}; }
 
 __device__ __forceinline__ Leader leader_of(Leader one, Leader other) {
-    const int id = one.token < 0 ? ~one.token : one.token, other_id = other.token < 0 ? ~other.token : other.token;
-    return other.score > one.score || (other.score == one.score && other_id < id) ? other : one;
+    const int place = one.token < 0 ? ~one.token : one.token + 0x40000000;
+    const int other_place = other.token < 0 ? ~other.token : other.token + 0x40000000;
+    return other.score > one.score || (other.score == one.score && other_place < place) ? other : one;
 }
 
-// Among the lanes that differ in `bits`.
-template <int LANES>
+// Among lanes whose numbers differ in the bits LEAST to MOST.
+template <int LEAST, int MOST>
 __device__ __forceinline__ Leader leader_of_lanes(Leader leader) {
 #pragma unroll
-    for (int step = LANES / 2; step; step /= 2) {
+    for (int step = LEAST; step <= MOST; step *= 2) {
         const Leader other = {__shfl_xor_sync(0xFFFFFFFFu, leader.score, step), __shfl_xor_sync(0xFFFFFFFFu, leader.token, step),
                               __shfl_xor_sync(0xFFFFFFFFu, leader.logit, step), 0};
         leader = leader_of(leader, other);

@@ -4,7 +4,7 @@
 //! grids and kernels as one with a GPU. Each op's host side stands in a file of its own beside this one: it checks,
 //! chooses, launches.
 
-use super::{Address, Launch, Runtime, attention, linear, linear_sm90, norm, rows};
+use super::{Address, Launch, Runtime, attention, head, linear, linear_sm90, norm, rows};
 use crate::{
     backend::{Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProbs, Pages, Rope},
     error::{Error, Result},
@@ -263,27 +263,16 @@ impl<R: Runtime> Backend for Gpu<R> {
 
     fn logprobs(
         &self,
-        _out: &mut LogProbs,
-        _hidden: &Tensor,
-        _weight: &Tensor,
-        _targets: &Tensor,
-        _temperature: f32,
+        out: &mut LogProbs,
+        hidden: &Tensor,
+        weight: &Tensor,
+        targets: &Tensor,
+        temperature: f32,
     ) -> Result<()> {
-        missing("logprobs")
+        head::logprobs(self, out, hidden, weight, targets, temperature)
     }
 
-    fn sample(
-        &self,
-        _out: &mut Drawn,
-        _hidden: &Tensor,
-        _weight: &Tensor,
-        _draws: &[Draw<'_>],
-    ) -> Result<()> {
-        missing("sample")
+    fn sample(&self, out: &mut Drawn, hidden: &Tensor, weight: &Tensor, draws: &[Draw<'_>]) -> Result<()> {
+        head::sample(self, out, hidden, weight, draws)
     }
-}
-
-/// Each op is replaced as its kernel lands.
-fn missing(op: &'static str) -> Result<()> {
-    Err(Error::internal(op, "has no kernel yet"))
 }

@@ -12,6 +12,7 @@ mod device;
 pub mod driver;
 #[cfg(feature = "emu")]
 mod emulator;
+mod head;
 mod linear;
 mod linear_sm90;
 mod norm;
