@@ -255,6 +255,47 @@ fn a_row_has_the_same_bits_alone_and_in_company() {
     }
 }
 
+/// What no distance would show: one formula for another that is nearly the same.
+#[test]
+fn activations_are_their_formulas_rounded_once() {
+    use Activation::{Gelu, GeluTanh, QuickGelu, Silu};
+    let gpu = Gpu::new(Emulator::new(Settings::default()).unwrap());
+    let inputs: Vec<bf16> = (0..2000).map(|i| bf16::from_f32((i - 1000) as f32 * 0.006)).collect();
+    for function in [Silu, Gelu, GeluTanh, QuickGelu] {
+        let mut case = Case::new([1, 1, inputs.len()], End::Activate(function), false, &[]);
+        case.x = vec![bf16::ONE];
+        case.sides[0].weight = inputs.clone();
+        let exact = case.run(&Cpu::oracle(), Dtype::F64, 0..1);
+        let got = case.on(&gpu);
+        let differ = |&(got, exact): &(&f64, &f64)| *got != bf16::from_f64(*exact).to_f64();
+        let wrong = got.iter().zip(&exact).filter(differ).count();
+        assert!(wrong <= 10, "{function:?}: {wrong} of {} are not the nearest", inputs.len());
+    }
+}
+
+/// q, k and v in one: parts begin where no 16 bytes do.
+#[test]
+fn windows_of_a_fused_weight_give_the_same_bits() {
+    let gpu = Gpu::new(Emulator::new(Settings::default()).unwrap());
+    for inner in [33, 40] {
+        let (x, weight, bias) = (normal(3 * inner, 1), normal(30 * inner, 2), normal(30, 3));
+        let (x, weight) = (on_device(&gpu, &[3, inner], &x), on_device(&gpu, &[30, inner], &weight));
+        let bias = on_device(&gpu, &[30], &bias);
+        let run = |rows: Range<usize>| {
+            let (weight, bias) = (weight.rows_of(rows.clone()).unwrap(), bias.rows_of(rows.clone()).unwrap());
+            let mut out = poisoned(&gpu, &[3, rows.len()]);
+            let linear = Linear { weight: &weight, bias: Some(&bias), lora: &[] };
+            gpu.linear(&mut out, &x, &linear, Epilogue::Store).unwrap();
+            gpu.download(&out).unwrap().to_f64()
+        };
+        let whole = run(0..30);
+        for columns in [0..13, 13..29, 29..30] {
+            let part: Vec<f64> = (0..3).flat_map(|row| whole[row * 30..][columns.clone()].to_vec()).collect();
+            same_bits(&format!("columns {columns:?}"), &run(columns.clone()), &part);
+        }
+    }
+}
+
 #[test]
 fn threads_may_run_in_any_order() {
     let case = Case::new([18, 1030, 70], End::Gate(Activation::Silu), true, &[(3..7, 3)]);
