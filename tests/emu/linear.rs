@@ -19,7 +19,7 @@ type Pair = (Range<usize>, [Tensor; 2], f32);
 
 /// What becomes of y.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum End {
+pub(super) enum End {
     Store,
     StoreF32,
     Add,
@@ -30,9 +30,9 @@ enum End {
 
 /// One op with all its numbers, so that any part of its rows can be asked of any backend.
 #[derive(Debug)]
-struct Case {
-    sizes: [usize; 3],
-    end: End,
+pub(super) struct Case {
+    pub(super) sizes: [usize; 3],
+    pub(super) end: End,
     x: Vec<bf16>,
     before: Vec<bf16>,
     gain: Vec<bf16>,
@@ -57,7 +57,12 @@ struct Lora {
 
 impl Case {
     /// T, K and N; which rows have an adapter of what rank, the same for both sides of a gate.
-    fn new([t, k, n]: [usize; 3], end: End, bias: bool, adapters: &[(Range<usize>, usize)]) -> Case {
+    pub(super) fn new(
+        [t, k, n]: [usize; 3],
+        end: End,
+        bias: bool,
+        adapters: &[(Range<usize>, usize)],
+    ) -> Case {
         let small = |count, seed| -> Vec<bf16> {
             normal(count, seed).into_iter().map(|v| bf16::from_f32(v.to_f32() * 0.2)).collect()
         };
@@ -88,7 +93,7 @@ impl Case {
     }
 
     /// Some of its rows, by a backend whose activations have this dtype.
-    fn run(&self, backend: &dyn Backend, activation: Dtype, rows: Range<usize>) -> Vec<f64> {
+    pub(super) fn run(&self, backend: &dyn Backend, activation: Dtype, rows: Range<usize>) -> Vec<f64> {
         let [_, k, n] = self.sizes;
         let put = |dtype, shape: &[usize], values: &[bf16]| {
             let host = Tensor::from_slice(shape, values).unwrap().converted(dtype).unwrap();
@@ -154,12 +159,12 @@ impl Case {
         backend.download(&out).unwrap().to_f64()
     }
 
-    fn on(&self, gpu: &Gpu<Emulator>) -> Vec<f64> {
+    pub(super) fn on(&self, gpu: &Gpu<Emulator>) -> Vec<f64> {
         self.run(gpu, Dtype::BF16, 0..self.sizes[0])
     }
 
     /// At most twice as far from the oracle as the plain computation in the same dtypes, plus a unit.
-    fn check(&self, got: &[f64]) {
+    pub(super) fn check(&self, got: &[f64]) {
         let all = 0..self.sizes[0];
         let exact = self.run(&Cpu::oracle(), Dtype::F64, all.clone());
         let plain = self.run(&Plain::<f32>::default(), Dtype::F32, all);
@@ -182,7 +187,7 @@ fn cuts() -> Vec<Gpu<Emulator>> {
 }
 
 #[track_caller]
-fn same_bits(what: &str, a: &[f64], b: &[f64]) {
+pub(super) fn same_bits(what: &str, a: &[f64], b: &[f64]) {
     let differ = a.iter().zip(b).position(|(a, b)| a.to_bits() != b.to_bits());
     assert!(differ.is_none() && a.len() == b.len(), "{what}: bits differ at {differ:?}");
 }

@@ -4,7 +4,7 @@
 //! grids and kernels as one with a GPU. Each op's host side stands in a file of its own beside this one: it checks,
 //! chooses, launches.
 
-use super::{Address, Launch, Runtime, attention, head, linear, linear_sm90, norm, rows};
+use super::{Address, Launch, Runtime, attention, head, linear, norm, rows};
 use crate::{
     backend::{Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProbs, Pages, Rope},
     error::{Error, Result},
@@ -21,8 +21,8 @@ pub(super) const TICKETS: usize = 1024;
 /// A device of any kind as a backend.
 pub struct Gpu<R: Runtime> {
     runtime: Arc<R>,
-    /// Blocks the Hopper kernels share their tiles among, if those are to run.
-    hopper: Option<usize>,
+    /// Whether the kernels written for Hopper are to run.
+    hopper: bool,
     tickets: OnceLock<Tensor>,
 }
 
@@ -59,12 +59,16 @@ impl<R: Runtime> Drop for Held<R> {
 impl<R: Runtime> Gpu<R> {
     /// A backend on this runtime.
     pub fn new(runtime: R) -> Self {
-        Gpu { runtime: Arc::new(runtime), hopper: None, tickets: OnceLock::new() }
+        Gpu { runtime: Arc::new(runtime), hopper: false, tickets: OnceLock::new() }
     }
 
-    /// Uses the kernels written for Hopper where there are such, on a device of so many multiprocessors.
-    pub fn on_hopper(self, multiprocessors: usize) -> Self {
-        Gpu { hopper: Some(multiprocessors), ..self }
+    /// Uses the kernels written for Hopper where there are such.
+    pub fn on_hopper(self) -> Self {
+        Gpu { hopper: true, ..self }
+    }
+
+    pub(super) fn uses_hopper(&self) -> bool {
+        self.hopper
     }
 
     /// What runs its kernels.
@@ -180,12 +184,7 @@ impl<R: Runtime> Backend for Gpu<R> {
         linear: &Linear<'_>,
         epilogue: Epilogue<'_>,
     ) -> Result<()> {
-        match self.hopper {
-            Some(blocks) if linear_sm90::suits(linear.weight, out.dtype()) => {
-                linear_sm90::linear(self, blocks, out, x, linear, epilogue)
-            }
-            _ => linear::linear(self, out, x, linear, epilogue),
-        }
+        linear::linear(self, out, x, linear, epilogue)
     }
 
     fn gated_linear(
@@ -196,12 +195,7 @@ impl<R: Runtime> Backend for Gpu<R> {
         up: &Linear<'_>,
         activation: Activation,
     ) -> Result<()> {
-        match self.hopper {
-            Some(blocks) if linear_sm90::suits(gate.weight, out.dtype()) => {
-                linear_sm90::gated_linear(self, blocks, out, x, [gate, up], activation)
-            }
-            _ => linear::gated_linear(self, out, x, gate, up, activation),
-        }
+        linear::gated_linear(self, out, x, gate, up, activation)
     }
 
     fn rms_norm(&self, out: &mut Tensor, x: &Tensor, weight: &Tensor, eps: f32) -> Result<()> {

@@ -7,6 +7,7 @@ use super::{
     Argument::{self, Address as At, I32, Struct},
     Launch, Runtime,
     device::{Gpu, TICKETS, expect_dtype, int},
+    linear_sm90,
 };
 use crate::{
     backend::{Activation, Epilogue, Linear, LoraRows, check},
@@ -21,18 +22,21 @@ const CHUNK: usize = 512;
 /// Adapters of all sides that one launch takes.
 const ADAPTERS: usize = 32;
 
+/// f32 results, in `enum Ending`.
+const STORE_F32: i32 = 1;
+
 /// The largest rank; an adapter's product is one chunk.
 const MAX_RANK: usize = CHUNK;
 
 /// A tile as `kernels/linear.cu` has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Tile {
-    name: &'static str,
-    rows: usize,
+pub(super) struct Tile {
+    pub(super) name: &'static str,
+    pub(super) rows: usize,
     /// Rows of W, of all sides together.
-    columns: usize,
-    threads: u32,
-    shared: u32,
+    pub(super) columns: usize,
+    pub(super) threads: u32,
+    pub(super) shared: u32,
 }
 
 impl Tile {
@@ -49,21 +53,21 @@ const SLIM: Tile = Tile::new("slim", 64, 16, 4, 5);
 
 /// How a product is spread over the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Cut {
-    tile: Tile,
-    tiles: usize,
+pub(super) struct Cut {
+    pub(super) tile: Tile,
+    pub(super) tiles: usize,
     /// Blocks to a tile: 1, or one for each chunk of K and one for adapters.
-    slots: usize,
+    pub(super) slots: usize,
 }
 
 /// What there is to spread: rows and columns of out, chunks of K.
 #[derive(Debug, Clone, Copy)]
-struct Product {
-    rows: usize,
-    columns: usize,
-    chunks: usize,
-    sides: usize,
-    adapted: bool,
+pub(super) struct Product {
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) chunks: usize,
+    pub(super) sides: usize,
+    pub(super) adapted: bool,
 }
 
 impl Product {
@@ -87,13 +91,13 @@ impl Product {
         self.cut_into(tile, adapters, multiprocessors)
     }
 
-    fn cut_into(self, tile: Tile, times: usize, multiprocessors: usize) -> Cut {
+    pub(super) fn cut_into(self, tile: Tile, times: usize, multiprocessors: usize) -> Cut {
         let tiles = self.tiles(tile);
         let split = self.chunks > 1 && tiles * times < multiprocessors;
         Cut { tile, tiles, slots: if split { self.chunks + usize::from(self.adapted) } else { 1 } }
     }
 
-    fn tiles(self, tile: Tile) -> usize {
+    pub(super) fn tiles(self, tile: Tile) -> usize {
         self.rows.div_ceil(tile.rows) * self.columns.div_ceil(tile.columns / self.sides)
     }
 }
@@ -101,20 +105,20 @@ impl Product {
 /// One launch's adapters as the kernels take them.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-struct Adapters {
+pub(super) struct Adapters {
     a: [Address; ADAPTERS],
-    b: [Address; ADAPTERS],
-    first: [i32; ADAPTERS],
-    end: [i32; ADAPTERS],
-    rank: [i32; ADAPTERS],
-    side: [i32; ADAPTERS],
-    scale: [f32; ADAPTERS],
-    count: i32,
+    pub(super) b: [Address; ADAPTERS],
+    pub(super) first: [i32; ADAPTERS],
+    pub(super) end: [i32; ADAPTERS],
+    pub(super) rank: [i32; ADAPTERS],
+    pub(super) side: [i32; ADAPTERS],
+    pub(super) scale: [f32; ADAPTERS],
+    pub(super) count: i32,
     unused: i32,
 }
 
 /// Split tiles, fewer than these, take a ticket each.
-fn multiprocessors<R: Runtime>(gpu: &Gpu<R>) -> usize {
+pub(super) fn multiprocessors<R: Runtime>(gpu: &Gpu<R>) -> usize {
     gpu.runtime().multiprocessors().min(TICKETS)
 }
 
@@ -129,13 +133,13 @@ pub(super) fn linear<R: Runtime>(
     const OP: &str = "linear";
     let sizes = check::linear(OP, out, x, linear, epilogue)?;
     let (ending, gain) = match epilogue {
-        Epilogue::Store if out.dtype() == Dtype::F32 => (1, None),
+        Epilogue::Store if out.dtype() == Dtype::F32 => (STORE_F32, None),
         Epilogue::Store => (0, None),
         Epilogue::Add => (2, None),
         Epilogue::AddScaled(gain) => (3, Some(gain)),
         Epilogue::Activate(activation) => (function(activation), None),
     };
-    if ending != 1 {
+    if ending != STORE_F32 {
         expect_dtype(OP, "out", out, Dtype::BF16)?;
     }
     if let Some(gain) = gain {
@@ -194,7 +198,12 @@ fn run<R: Runtime>(
         .filter(|(_, lora)| !lora.rows.is_empty() && lora.a.rows() > 0)
         .collect();
     let ranges: Vec<Range<usize>> = lora.iter().map(|(_, lora)| lora.rows.clone()).collect();
-    for rows in parts(sizes.rows, &ranges) {
+    let hopper = gpu.uses_hopper() && ending != STORE_F32 && linear_sm90::suits(sides[0].weight);
+    if hopper {
+        lora.iter().try_for_each(|(_, lora)| linear_sm90::check_rank(op, lora))?;
+    }
+    let limit = if hopper { linear_sm90::TAILS } else { ADAPTERS };
+    for rows in parts(sizes.rows, &ranges, limit) {
         let mut table: Adapters = bytemuck::Zeroable::zeroed();
         for (side, lora) in &lora {
             let (first, end) = (lora.rows.start.max(rows.start), lora.rows.end.min(rows.end));
@@ -211,10 +220,16 @@ fn run<R: Runtime>(
             table.scale[at] = lora.scale;
             table.count += 1;
         }
-        let part = Part { op, sizes: check::LinearSizes { rows: rows.len(), ..sizes }, table };
+        let part = Part { op, sizes: check::LinearSizes { rows: rows.len(), ..sizes }, table, hopper };
         let (out_row, x_row) = (sizes.columns * out.dtype().size(), sizes.inner * x.dtype().size());
-        let (to, from) = (gpu.target(out)?.plus(rows.start * out_row), gpu.at(x)?.plus(rows.start * x_row));
-        part.launch(gpu, to, from, sides, gpu.at_or_null(gain)?, ending)?;
+        let operands = Operands {
+            out: gpu.target(out)?.plus(rows.start * out_row),
+            x: gpu.at(x)?.plus(rows.start * x_row),
+            sides,
+            gain: gpu.at_or_null(gain)?,
+            ending,
+        };
+        part.launch(gpu, &operands)?;
     }
     Ok(())
 }
@@ -244,14 +259,14 @@ fn check_types(op: &'static str, x: &Tensor, sides: &[&Linear<'_>]) -> Result<()
 }
 
 /// Ranges of rows, each with no more adapters than a launch takes. Rows do not meet, so parts change no bit.
-fn parts(rows: usize, adapters: &[Range<usize>]) -> Vec<Range<usize>> {
+fn parts(rows: usize, adapters: &[Range<usize>], limit: usize) -> Vec<Range<usize>> {
     let (mut parts, mut begin) = (Vec::new(), 0);
     while begin < rows {
         let mut starts: Vec<usize> =
             adapters.iter().filter(|a| a.end > begin).map(|a| a.start.max(begin)).collect();
         starts.sort_unstable();
         // Two sides at most have an adapter at any one row, so the next part begins further on.
-        let end = starts.get(ADAPTERS).copied().unwrap_or(rows);
+        let end = starts.get(limit).copied().unwrap_or(rows);
         parts.push(begin..end);
         begin = end;
     }
@@ -259,26 +274,33 @@ fn parts(rows: usize, adapters: &[Range<usize>]) -> Vec<Range<usize>> {
 }
 
 /// Rows of a product that one launch makes.
-struct Part {
-    op: &'static str,
-    sizes: check::LinearSizes,
-    table: Adapters,
+pub(super) struct Part {
+    pub(super) op: &'static str,
+    pub(super) sizes: check::LinearSizes,
+    pub(super) table: Adapters,
+    /// Whether the Hopper kernels do it.
+    hopper: bool,
+}
+
+/// What a launch reads and writes besides its adapters, from a part's first row on.
+pub(super) struct Operands<'a> {
+    pub(super) out: Address,
+    pub(super) x: Address,
+    pub(super) sides: &'a [&'a Linear<'a>],
+    pub(super) gain: Address,
+    pub(super) ending: i32,
 }
 
 impl Part {
-    fn launch<R: Runtime>(
-        &self,
-        gpu: &Gpu<R>,
-        out: Address,
-        x: Address,
-        sides: &[&Linear<'_>],
-        gain: Address,
-        ending: i32,
-    ) -> Result<()> {
+    fn launch<R: Runtime>(&self, gpu: &Gpu<R>, operands: &Operands<'_>) -> Result<()> {
+        let &Operands { out, x, sides, gain, ending } = operands;
         let check::LinearSizes { rows, inner, columns } = self.sizes;
         let adapted = self.table.count > 0;
         let (pitch, h) = self.shrink(gpu, x, sides.len())?;
         let product = Product { rows, columns, chunks: inner.div_ceil(CHUNK), sides: sides.len(), adapted };
+        if self.hopper {
+            return linear_sm90::launch(gpu, self, product, operands, h.as_ref());
+        }
         let cut = product.cut(multiprocessors(gpu));
         let (partial, tickets) = self.work_space(gpu, cut, sides.len() * columns.next_multiple_of(8))?;
         let mut arguments = vec![At(out), At(x)];
@@ -336,7 +358,7 @@ impl Part {
     }
 
     /// Where blocks leave sums, and count who has, if tiles are split.
-    fn work_space<R: Runtime>(
+    pub(super) fn work_space<R: Runtime>(
         &self,
         gpu: &Gpu<R>,
         cut: Cut,
@@ -349,7 +371,7 @@ impl Part {
         Ok((Some(partial), gpu.tickets()?))
     }
 
-    fn send<R: Runtime>(
+    pub(super) fn send<R: Runtime>(
         &self,
         gpu: &Gpu<R>,
         family: &str,
@@ -407,13 +429,13 @@ mod tests {
 
     #[test]
     fn parts_hold_no_more_adapters_than_a_launch() {
-        assert_eq!(parts(9, &[]), vec![0..9; 1]);
-        assert_eq!(parts(64, &(0..32).map(|i| i..i + 1).collect::<Vec<_>>()), vec![0..64; 1]);
+        assert_eq!(parts(9, &[], ADAPTERS), vec![0..9; 1]);
+        assert_eq!(parts(64, &(0..32).map(|i| i..i + 1).collect::<Vec<_>>(), ADAPTERS), vec![0..64; 1]);
         // Two sides alike: 20 each begin before row 40, the seventeenth of each at row 32.
         let two: Vec<Range<usize>> = (0..40).map(|i| i / 2 * 2..i / 2 * 2 + 2).collect();
-        assert_eq!(parts(50, &two), [0..32, 32..50]);
+        assert_eq!(parts(50, &two, ADAPTERS), [0..32, 32..50]);
         // One side's adapter spans them all.
         let long: Vec<Range<usize>> = (0..40).map(|i| i..i + 1).chain(once(0..40)).collect();
-        assert_eq!(parts(40, &long), [0..31, 31..40]);
+        assert_eq!(parts(40, &long, ADAPTERS), [0..31, 31..40]);
     }
 }

@@ -1,253 +1,152 @@
-//! Linears on Hopper, by `kernels/linear_sm90.cu`: which are its, on which tiles, with which arguments.
+//! Linears on Hopper, by `kernels/linear_sm90.cu` and `kernels/linear_few_sm90.cu`: which are theirs, how they are cut,
+//! and how TMA is to see the tensors. Everything before that is as in [`super::linear`], x·Aᵀ included.
 //!
-//! A weight is either this kernel's or the portable one's, by its shape and its op alone and for good: their sums have
-//! different orders, and a row's bits must not depend on the rows beside it. It is used where [`Gpu::on_hopper`] was
-//! called, which nothing does until a chip has shown it right.
+//! A weight is either these kernels' or the portable ones', by its shape alone and for good: their tensor cores sum in
+//! different orders, and a row's bits must not depend on the rows beside it. They are used where [`Gpu::on_hopper`] was
+//! called, which nothing does until a chip has shown them right.
 
-use super::device::{Gpu, expect_dtype, int};
-use super::{Address, Argument, Launch, Runtime, TensorMap, TensorShape};
-use crate::{
-    backend::{Activation, Epilogue, Linear, check},
-    error::{Error, Result},
-    tensor::{Dtype, Tensor},
+use super::{
+    Address,
+    Argument::{self, Address as At, Struct},
+    Runtime, TensorMap, TensorShape,
+    device::{Gpu, int},
+    linear::{Cut, Operands, Part, Product, Tile, multiprocessors},
 };
-use std::ops::Range;
+use crate::{
+    backend::{LoraRows, check},
+    error::{Error, Result},
+    tensor::Tensor,
+};
 
-/// Adapters one launch serves.
-const ADAPTERS: usize = 8;
-
-/// Rows of a tile.
-const ROWS: usize = 128;
+/// Adapters of all sides that one launch takes.
+pub(super) const TAILS: usize = 8;
 
 /// Elements of K, and of ranks, in one stage.
 const DEPTH: usize = 64;
 
-const THREADS: u32 = 384;
-const SHARED: u32 = 213_136;
+/// Many rows; blocks take turns at its tiles.
+const WIDE: Tile = Tile { name: "sm90", rows: 128, columns: 192, threads: 384, shared: 213_072 };
 
-/// Whether W `[N, K]` with results of this dtype is the twin's: TMA wants rows of whole 16 bytes.
-pub(super) fn suits(weight: &Tensor, out: Dtype) -> bool {
-    weight.rows().is_multiple_of(8) && weight.row_len().is_multiple_of(8) && out == Dtype::BF16
+/// Few rows, or few tiles.
+const FEW: Tile = Tile { name: "few_sm90", rows: 64, columns: 128, threads: 288, shared: 98_368 };
+
+/// Whether W `[N, K]` is these kernels': TMA wants rows of whole 16 bytes.
+pub(super) fn suits(weight: &Tensor) -> bool {
+    weight.rows().is_multiple_of(8) && weight.row_len().is_multiple_of(8)
 }
 
-/// See [`crate::backend::Backend::linear`]; `blocks` run at a time.
-pub(super) fn linear<R: Runtime>(
+/// The same of B `[N, R]`. Such an adapter cannot fall back, for other rows have its weight by these kernels.
+pub(super) fn check_rank(op: &'static str, lora: &LoraRows<'_>) -> Result<()> {
+    let rank = lora.a.rows();
+    if rank.is_multiple_of(8) {
+        return Ok(());
+    }
+    let say = format!(
+        "an adapter has rank {rank}; on Hopper it has to be a multiple of 8, so pad A and B with zeros"
+    );
+    Err(Error::caller(op, say))
+}
+
+/// Large tiles for many rows, if they keep half of the device busy; else small ones, of which few are split by chunks of
+/// K. Both halves of that are guesses until a device has timed them.
+fn cut(product: Product, multiprocessors: usize) -> Cut {
+    let tiles = product.tiles(WIDE);
+    if product.rows > FEW.rows && 2 * tiles >= multiprocessors {
+        return Cut { tile: WIDE, tiles: tiles.min(multiprocessors), slots: 1 };
+    }
+    product.cut_into(FEW, 1, multiprocessors)
+}
+
+/// out = ending(x·Wᵀ + …) of a part; h is all adapters' x·Aᵀ, `[sides, T, pitch]`.
+pub(super) fn launch<R: Runtime>(
     gpu: &Gpu<R>,
-    blocks: usize,
-    out: &mut Tensor,
-    x: &Tensor,
-    linear: &Linear<'_>,
-    epilogue: Epilogue<'_>,
+    part: &Part,
+    product: Product,
+    operands: &Operands<'_>,
+    h: Option<&Tensor>,
 ) -> Result<()> {
-    const OP: &str = "linear";
-    check::linear(OP, out, x, linear, epilogue)?;
-    let (adds, gain, function) = match epilogue {
-        Epilogue::Store => (false, None, None),
-        Epilogue::Add => (true, None, None),
-        Epilogue::AddScaled(gain) => (true, Some(gain), None),
-        Epilogue::Activate(function) => (false, None, Some(function)),
+    let &Operands { out, x, sides, gain, ending } = operands;
+    let check::LinearSizes { rows, inner, columns } = part.sizes;
+    let cut = cut(product, multiprocessors(gpu));
+    let width = cut.tile.columns / sides.len();
+    let boxed =
+        |address, sizes, tile| Ok::<_, Error>(Argument::TensorMap(map(gpu, address, sizes, tile, 128)?));
+    let mut arguments = vec![match cut.tile == WIDE {
+        true => Argument::TensorMap(map(gpu, out, [rows, columns], [64, 32], 64)?),
+        false => At(out),
+    }];
+    arguments.push(boxed(x, [rows, inner], [cut.tile.rows, DEPTH])?);
+    for linear in sides {
+        arguments.push(boxed(gpu.at(linear.weight)?, [columns, inner], [width, DEPTH])?);
+    }
+    for linear in sides {
+        arguments.push(At(gpu.at_or_null(linear.bias)?));
+    }
+    if sides.len() == 1 {
+        arguments.push(At(gain));
+    }
+    let (partial, tickets) = part.work_space(gpu, cut, sides.len() * columns)?;
+    if cut.tile == FEW {
+        arguments.extend([At(gpu.at_or_null(partial.as_ref())?), At(tickets)]);
+    }
+    let tails = tails(gpu, part, h, cut.tile.rows, width)?;
+    let sizes = Sizes {
+        rows: int(part.op, "rows", rows)?,
+        inner: int(part.op, "the inner axis", inner)?,
+        columns: int(part.op, "columns", columns)?,
+        tails: part.table.count,
+        ending,
     };
-    if let Some(gain) = gain {
-        expect_dtype(OP, "gain", gain, Dtype::BF16)?;
-    }
-    Job { gpu, op: OP, blocks, x, sides: &[linear], adds, gain, function }.run(out)
+    arguments.push(Struct(bytemuck::cast_slice(&tails).to_vec()));
+    arguments.push(Struct(bytemuck::bytes_of(&sizes).to_vec()));
+    part.send(gpu, part.op, cut, 1, &arguments)
 }
 
-/// See [`crate::backend::Backend::gated_linear`]; `blocks` run at a time.
-pub(super) fn gated_linear<R: Runtime>(
+/// The adapters of a part as TMA sees them, in boxes of so many rows of h and of B.
+fn tails<R: Runtime>(
     gpu: &Gpu<R>,
-    blocks: usize,
-    out: &mut Tensor,
-    x: &Tensor,
-    [gate, up]: [&Linear<'_>; 2],
-    activation: Activation,
-) -> Result<()> {
-    check::gated_linear(out, x, gate, up)?;
-    let function = Some(activation);
-    Job { gpu, op: "gated_linear", blocks, x, sides: &[gate, up], adds: false, gain: None, function }.run(out)
-}
-
-/// A linear, or with two sides a gated one.
-struct Job<'a, R: Runtime> {
-    gpu: &'a Gpu<R>,
-    op: &'static str,
-    blocks: usize,
-    x: &'a Tensor,
-    sides: &'a [&'a Linear<'a>],
-    adds: bool,
-    gain: Option<&'a Tensor>,
-    function: Option<Activation>,
-}
-
-/// s·(h·Bᵀ) for some rows.
-struct Tail<'a> {
-    rows: Range<usize>,
-    /// x·Aᵀ of those rows, `[rows, R]`.
-    h: Tensor,
-    b: &'a Tensor,
-    scale: f32,
-    /// Which of the sides it belongs to.
-    side: usize,
-}
-
-impl<R: Runtime> Job<'_, R> {
-    fn run(&self, out: &mut Tensor) -> Result<()> {
-        let Job { gpu, op, x, .. } = *self;
-        expect_dtype(op, "out", out, Dtype::BF16)?;
-        expect_dtype(op, "x", x, Dtype::BF16)?;
-        for side in self.sides {
-            expect_dtype(op, "weight", side.weight, Dtype::BF16)?;
-            side.bias.map_or(Ok(()), |bias| expect_dtype(op, "bias", bias, Dtype::BF16))?;
-        }
-        if out.is_empty() {
-            return Ok(());
-        }
-        let target = gpu.target(out)?;
-        let tails = self.tails()?;
-        let served: Vec<Range<usize>> = tails.iter().map(|tail| tail.rows.clone()).collect();
-        spans(x.rows(), &served, ADAPTERS).into_iter().try_for_each(|rows| self.launch(target, rows, &tails))
-    }
-
-    /// The first products of all adapters.
-    fn tails(&self) -> Result<Vec<Tail<'_>>> {
-        let mut tails = Vec::new();
-        for (side, linear) in self.sides.iter().enumerate() {
-            for lora in linear.lora {
-                let (rank, length) = (lora.a.rows(), lora.rows.len());
-                if !rank.is_multiple_of(8) {
-                    let say = format!("an adapter has rank {rank}; on Hopper it has to be a multiple of 8");
-                    return Err(Error::caller(self.op, say));
-                }
-                expect_dtype(self.op, "lora a", lora.a, Dtype::BF16)?;
-                expect_dtype(self.op, "lora b", lora.b, Dtype::BF16)?;
-                if rank == 0 || length == 0 {
-                    continue;
-                }
-                let mut h = self.gpu.temporary(Dtype::BF16, &[length, rank])?;
-                let first = Linear { weight: lora.a, bias: None, lora: &[] };
-                let x = &self.x.rows_of(lora.rows.clone())?;
-                let job = Job { x, sides: &[&first], adds: false, gain: None, function: None, ..*self };
-                job.run(&mut h)?;
-                tails.push(Tail { rows: lora.rows.clone(), h, b: lora.b, scale: lora.scale, side });
-            }
-        }
-        Ok(tails)
-    }
-
-    /// Some rows, with the tails that reach into them.
-    fn launch(&self, target: Address, rows: Range<usize>, tails: &[Tail<'_>]) -> Result<()> {
-        let Job { gpu, op, x, .. } = *self;
-        let weight = self.sides[0].weight;
-        let (columns, inner) = (weight.rows(), weight.row_len());
-        let tile = Tile::of(columns, self.sides.len() == 2);
-        let at = |address: Address, width: usize| address.plus(rows.start * width * 2);
-        let map = |address, sizes, tile: [usize; 2], swizzle| {
-            Ok::<_, Error>(Argument::TensorMap(map(gpu.runtime(), address, sizes, tile, swizzle)?))
+    part: &Part,
+    h: Option<&Tensor>,
+    high: usize,
+    width: usize,
+) -> Result<[Tail; TAILS]> {
+    let mut tails: [Tail; TAILS] = bytemuck::Zeroable::zeroed();
+    let Some(h) = h else { return Ok(tails) };
+    let (table, pitch) = (&part.table, h.row_len() / part.sizes.rows);
+    for (at, tail) in tails.iter_mut().take(table.count as usize).enumerate() {
+        let (from, to, rank) = (table.first[at], table.end[at], table.rank[at] as usize);
+        let before = (table.side[at] as usize * part.sizes.rows + from as usize) * pitch;
+        let own = TensorShape {
+            address: gpu.at(h)?.plus(before * 2),
+            element: 2,
+            sizes: &[rank as u64, (to - from) as u64],
+            strides: &[pitch as u64 * 2],
+            tile: &[DEPTH as u32, high as u32],
+            swizzle: 128,
         };
-        let mut arguments = vec![
-            map(at(target, columns), [rows.len(), columns], [64, 32], 64)?,
-            map(at(gpu.at(x)?, inner), [rows.len(), inner], [ROWS, DEPTH], 128)?,
-        ];
-        for side in self.sides {
-            arguments.push(map(gpu.at(side.weight)?, [columns, inner], [tile.columns, DEPTH], 128)?);
-        }
-        for side in self.sides {
-            arguments.push(Argument::Address(gpu.at_or_null(side.bias)?));
-        }
-        if self.sides.len() == 1 {
-            arguments.push(Argument::Address(gpu.at_or_null(self.gain)?));
-        }
-        let mut table: Vec<Adapter> = Vec::new();
-        for tail in tails.iter().filter(|tail| tail.rows.start < rows.end && rows.start < tail.rows.end) {
-            table.push(self.adapter(tail, &rows, &tile)?);
-        }
-        let sizes = Sizes {
-            rows: int(op, "rows", rows.len())?,
-            inner: int(op, "inner", inner)?,
-            columns: int(op, "columns", columns)?,
-            adapters: table.len() as i32,
-            adds: i32::from(self.adds),
-            function: number(self.function),
-        };
-        table.resize(ADAPTERS, bytemuck::Zeroable::zeroed());
-        arguments.push(Argument::Struct(bytemuck::cast_slice(&table).to_vec()));
-        arguments.push(Argument::Struct(bytemuck::bytes_of(&sizes).to_vec()));
-        let grid = [tile.grid(rows.len(), columns, self.blocks), 1, 1];
-        gpu.launch(&Launch {
-            kernel: tile.kernel,
-            grid,
-            block: [THREADS, 1, 1],
-            shared: SHARED,
-            arguments: &arguments,
-        })
-    }
-
-    fn adapter(&self, tail: &Tail<'_>, rows: &Range<usize>, tile: &Tile) -> Result<Adapter> {
-        let (gpu, rank) = (self.gpu, tail.b.row_len());
-        let place = |row: usize| int(self.op, "rows", row);
-        // Rows before the span's are left out of h, so that its first row is never before the span's first.
-        let skipped = rows.start.saturating_sub(tail.rows.start);
-        let (from, to) = (tail.rows.start.max(rows.start), tail.rows.end.min(rows.end));
-        let h = gpu.at(&tail.h)?.plus(skipped * rank * 2);
-        Ok(Adapter {
-            h: map(gpu.runtime(), h, [to - from, rank], [ROWS, DEPTH], 128)?,
-            b: map(gpu.runtime(), gpu.at(tail.b)?, [tail.b.rows(), rank], [tile.columns, DEPTH], 128)?,
-            from: place(from - rows.start)?,
-            to: place(to - rows.start)?,
-            steps: int(self.op, "rank", rank.div_ceil(DEPTH))?,
-            up: i32::from(tail.side == 1),
-            scale: tail.scale,
+        *tail = Tail {
+            h: gpu.runtime().tensor_map(&own)?,
+            b: map(gpu, table.b[at], [part.sizes.columns, rank], [width, DEPTH], 128)?,
+            from,
+            to,
+            steps: rank.div_ceil(DEPTH) as i32,
+            side: table.side[at],
+            scale: table.scale[at],
             unused: [0; 27],
-        })
+        };
     }
+    Ok(tails)
 }
 
-/// As the kernel has it.
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-struct Adapter {
-    h: TensorMap,
-    b: TensorMap,
-    from: i32,
-    to: i32,
-    steps: i32,
-    up: i32,
-    scale: f32,
-    unused: [i32; 27],
-}
-
-/// As the kernel has it.
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-struct Sizes {
-    rows: i32,
-    inner: i32,
-    columns: i32,
-    adapters: i32,
-    adds: i32,
-    function: i32,
-}
-
-/// As the kernel counts them.
-fn number(function: Option<Activation>) -> i32 {
-    match function {
-        None => 0,
-        Some(Activation::Silu) => 1,
-        Some(Activation::Gelu) => 2,
-        Some(Activation::GeluTanh) => 3,
-        Some(Activation::QuickGelu) => 4,
-    }
-}
-
-/// How TMA sees a bf16 matrix; sizes and tile are rows and columns.
+/// How TMA sees a bf16 matrix; sizes and box are rows and columns.
 fn map<R: Runtime>(
-    runtime: &R,
+    gpu: &Gpu<R>,
     address: Address,
     [rows, columns]: [usize; 2],
     [high, wide]: [usize; 2],
     swizzle: u32,
 ) -> Result<TensorMap> {
-    runtime.tensor_map(&TensorShape {
+    gpu.runtime().tensor_map(&TensorShape {
         address,
         element: 2,
         sizes: &[columns as u64, rows as u64],
@@ -257,45 +156,29 @@ fn map<R: Runtime>(
     })
 }
 
-/// A kernel and the columns of out in its tiles.
-#[derive(Debug, PartialEq, Eq)]
-struct Tile {
-    kernel: &'static str,
-    columns: usize,
+/// As `kernels/common/linear_sm90.cuh` has it.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct Tail {
+    h: TensorMap,
+    b: TensorMap,
+    from: i32,
+    to: i32,
+    steps: i32,
+    side: i32,
+    scale: f32,
+    unused: [i32; 27],
 }
 
-impl Tile {
-    /// By the weight's shape and its op alone.
-    fn of(columns: usize, gated: bool) -> Self {
-        let (kernel, columns) = match columns {
-            _ if gated => ("linear_sm90_gated", 96),
-            ..=64 => ("linear_sm90_narrow", 64),
-            _ => ("linear_sm90", 192),
-        };
-        Tile { kernel, columns }
-    }
-
-    /// Blocks, which take turns at the tiles.
-    fn grid(&self, rows: usize, columns: usize, blocks: usize) -> u32 {
-        (rows.div_ceil(ROWS) * columns.div_ceil(self.columns)).min(blocks).min(u32::MAX as usize) as u32
-    }
-}
-
-/// Cuts rows such that at most `limit` of the ranges reach into each part. At most `limit` may begin in one place.
-fn spans(rows: usize, ranges: &[Range<usize>], limit: usize) -> Vec<Range<usize>> {
-    let mut starts: Vec<&Range<usize>> = ranges.iter().collect();
-    starts.sort_by_key(|range| range.start);
-    let mut cuts = vec![0];
-    let mut inside: Vec<&Range<usize>> = Vec::new();
-    for range in starts {
-        if inside.len() == limit {
-            cuts.push(range.start);
-            inside.retain(|other| other.end > range.start);
-        }
-        inside.push(range);
-    }
-    cuts.push(rows);
-    cuts.windows(2).map(|cut| cut[0]..cut[1]).collect()
+/// `LinearSizes` there.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct Sizes {
+    rows: i32,
+    inner: i32,
+    columns: i32,
+    tails: i32,
+    ending: i32,
 }
 
 #[cfg(test)]
@@ -303,21 +186,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tiles_are_chosen_by_the_weight() {
-        assert_eq!(Tile::of(64, false).kernel, "linear_sm90_narrow");
-        assert_eq!(Tile::of(72, false).kernel, "linear_sm90");
-        assert_eq!(Tile::of(8, true).kernel, "linear_sm90_gated");
-        assert_eq!(Tile::of(2048, false).grid(4096, 2048, 132), 132);
-        assert_eq!(Tile::of(2048, false).grid(1, 2048, 132), 11);
-        assert_eq!(Tile::of(11008, true).grid(129, 11008, 1000), 2 * 115);
-    }
-
-    #[test]
-    fn rows_are_cut_where_a_launch_has_its_fill_of_adapters() {
-        assert_eq!(spans(10, &[], 1), vec![0..10; 1]);
-        assert_eq!(spans(10, &[0..5, 5..10], 2), vec![0..10; 1]);
-        assert_eq!(spans(10, &[6..9, 1..3, 3..6], 2), [0..6, 6..10]);
-        // Both sides of a gated linear: the pair that is under way stays with the rows it has left.
-        assert_eq!(spans(10, &[0..8, 0..3, 3..5, 5..8], 2), [0..3, 3..5, 5..10]);
+    fn large_tiles_need_half_a_device() {
+        let cut = |rows, columns, chunks, sides| {
+            let product = Product { rows, columns, chunks, sides, adapted: true };
+            let Cut { tile, tiles, slots } = cut(product, 132);
+            (tile.name, tiles, slots)
+        };
+        assert_eq!(cut(4096, 2048, 4, 1), ("sm90", 132, 1));
+        assert_eq!(cut(768, 2048, 4, 1), ("sm90", 66, 1));
+        assert_eq!(cut(640, 2048, 4, 1), ("few_sm90", 160, 1));
+        assert_eq!(cut(1, 2048, 22, 1), ("few_sm90", 16, 23));
+        assert_eq!(cut(65, 11008, 4, 2), ("sm90", 115, 1));
+        assert_eq!(cut(64, 11008, 4, 2), ("few_sm90", 172, 1));
+        assert_eq!(cut(1, 8192, 4, 1), ("few_sm90", 64, 5));
     }
 }
