@@ -53,8 +53,8 @@ __device__ __forceinline__ void attend(const Problem& p, __nv_bfloat16* out, flo
     if (first >= count) return;
     const int seen_by_first = sees(p, s, first), seen_by_last = sees(p, s, min(first + LINES, count) - 1);
     const int tiles = (seen_by_last + TILE - 1) / TILE;
-    Ring<WIDTH> ring{p, s, memory, kv_head, tiles};
-    ring.start(0);
+    Ring<WIDTH> ring{p, s, memory, kv_head, 0, tiles};
+    ring.start();
 
     const Lines lines(p, s, kv_head, first + int(threadIdx.x) / 32 * 16);
     const Queries<WIDTH, HELD> q(p, lines, memory + STAGES * 2 * Ring<WIDTH>::TILE_BYTES);
@@ -83,4 +83,4 @@ __device__ __forceinline__ void attend(const Problem& p, __nv_bfloat16* out, flo
 ATTENTION(32, 2, 4)
 ATTENTION(64, 4, 3)
 ATTENTION(80, 5, 2)
-ATTENTION(128, 4, 2)
+ATTENTION(128, 2, 2)

@@ -54,8 +54,8 @@ __device__ __forceinline__ void attend(const Problem& p, __nv_bfloat16* out, flo
         const int begin = int(blockIdx.z) * SPLIT_TILES, tiles = (seen_by_last + TILE - 1) / TILE;
         const int end = whole ? tiles : min(tiles, begin + SPLIT_TILES);
         if (begin >= end) continue;
-        Ring<WIDTH> ring{p, s, memory, kv_head, end};
-        ring.start(begin);
+        Ring<WIDTH> ring{p, s, memory, kv_head, begin, end};
+        ring.start();
         const Lines lines(p, s, kv_head, first);
         const Queries<WIDTH> q(p, lines, memory);
 

@@ -158,7 +158,7 @@ struct Ring {
     const Problem& p;
     const Sequence& s;
     unsigned char* memory;
-    int kv_head, end;
+    int kv_head, begin, end;
     int ahead = 0;  // page or row of the next tile to fetch, looked up a tile early, since page numbers take their time
 
     __device__ __forceinline__ void fetch(int tile) {
@@ -179,16 +179,22 @@ struct Ring {
     }
 
     // Sends for the first tiles; nobody may still be reading others.
-    __device__ __forceinline__ void start(int tile) {
-        ahead = p.tables ? p.tables[s.table + tile] : s.first + tile * TILE;
-        for (int stage = 0; stage < STAGES - 1; stage++) fetch(tile + stage);
+    __device__ __forceinline__ void start() {
+        ahead = p.tables ? p.tables[s.table + begin] : s.first + begin * TILE;
+#pragma unroll 1
+        for (int stage = 0; stage < STAGES; stage++) fetch(begin + stage);
     }
 
-    // Waits for a tile, sends for the one that takes the place of the tile before it, and says where it is.
+    // Waits for a tile and says where it is; the tile before it gives its place to one yet to come.
     __device__ __forceinline__ uint32_t wait(int tile) {
-        cp_async_wait<STAGES - 2>();
-        __syncthreads();
-        fetch(tile + STAGES - 1);
+        if (tile == begin) {
+            cp_async_wait<STAGES - 1>();
+            __syncthreads();
+        } else {
+            cp_async_wait<STAGES - 2>();
+            __syncthreads();
+            fetch(tile + STAGES - 1);
+        }
         return smem_u32(memory) + tile % STAGES * 2 * TILE_BYTES;
     }
 };
@@ -326,7 +332,7 @@ __device__ __forceinline__ void take_split(Sums& total, float (&total_o)[COUNT][
 
 // log(sum of exp(score)), in nats.
 __device__ __forceinline__ float log_sum(float greatest, float sum) {
-    return __fmul_rn(greatest + log2f(sum), 0.693147181f);
+    return __fmul_rn(__fadd_rn(greatest, log2f(sum)), 0.693147181f);
 }
 
 // Ends two lines: COUNT times 8 columns from `first` on; the warp that has the first column writes the log-sum.

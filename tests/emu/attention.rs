@@ -241,62 +241,60 @@ impl Paged {
     }
 }
 
-/// Keys after the queries' own are there in the pool, as a longer cache would have them; they must not be seen.
+/// Keys after the queries' own are there in the pool, as a longer cache would have them; they must not be seen. Many
+/// sequences without queries make blocks enough for the kernel of many queries.
 #[test]
 fn chunks_and_pages_change_no_bit() {
     let gpu = gpu();
-    for (lengths, heads, kv_heads, head_dim) in [
-        (vec![3, 530, 257], 7, 1, 128),
-        (vec![600, 64], 16, 2, 80),
-        (vec![65, 258], 6, 1, 64),
-        (vec![300, 1, 90], 4, 2, 20),
-        (vec![280, 20], 2, 1, 256),
+    let mut plans = [false; 3];
+    for (lengths, empty, heads, kv_heads, head_dim) in [
+        (vec![3, 530, 257], 0, 7, 1, 128),
+        (vec![3, 270, 120], 120, 7, 1, 128),
+        (vec![600, 64], 60, 16, 2, 80),
+        (vec![65, 258], 0, 6, 1, 64),
+        (vec![300, 1, 90], 60, 4, 2, 20),
+        (vec![280, 20], 0, 2, 1, 256),
     ] {
-        let case = Case::new(&lengths, heads, kv_heads, head_dim);
+        let mut case = Case::new(&lengths, heads, kv_heads, head_dim);
+        case.lengths.resize(lengths.len() + empty, 0);
         let inputs = case.inputs();
         let whole = case.emulated(&gpu, &inputs, true);
         let paged = Paged::new(&case, &inputs);
-        let mut done = vec![0; lengths.len()];
-        let mut kernels = [false; 2];
+        let check = |positions: &[Range<usize>]| {
+            let got = paged.attend(&gpu, &case, &inputs[0], positions);
+            let mut at = 0;
+            for (s, positions) in positions.iter().enumerate().filter(|(_, positions)| !positions.is_empty())
+            {
+                let start = case.starts()[s] as usize;
+                let expected = whole.rows(start + positions.start..start + positions.end, heads);
+                let rows = at..at + positions.len();
+                at = rows.end;
+                let what = format!("sequence {s}, {positions:?} of {lengths:?}, D {head_dim}");
+                assert_eq!(got.rows(rows, heads), expected, "{what}");
+            }
+        };
+        let mut done = vec![0; case.lengths.len()];
         for step in 0.. {
-            if done == lengths {
+            if done == case.lengths {
                 break;
             }
             // Ragged steps: single tokens, odd chunks, most of a prompt, nothing.
-            let positions: Vec<Range<usize>> = (0..lengths.len())
-                .map(|s| done[s]..lengths[s].min(done[s] + [1, 7, 248, 0, 1, 66][(step + s) % 6]))
-                .collect();
-            let rows: usize = positions.iter().map(Range::len).sum();
-            if rows == 0 {
-                continue;
-            }
-            kernels[usize::from(rows * (heads / kv_heads) <= 16 * lengths.len())] = true;
-            let got = paged.attend(&gpu, &case, &inputs[0], &positions);
-            let mut at = 0;
-            for (s, positions) in positions.into_iter().enumerate() {
-                if !positions.is_empty() {
-                    let start = case.starts()[s] as usize;
-                    let expected = whole.rows(start + positions.start..start + positions.end, heads);
-                    let got = got.rows(at..at + positions.len(), heads);
-                    assert_eq!(got, expected, "sequence {s}, {positions:?} of {lengths:?}, D {head_dim}");
-                }
-                at += positions.len();
-                done[s] = positions.end;
+            let next = |(s, &from): (usize, &usize)| {
+                from..case.lengths[s].min(from + [1, 7, 248, 0, 1, 66][(step + s) % 6])
+            };
+            let positions: Vec<Range<usize>> = done.iter().enumerate().map(next).collect();
+            done = positions.iter().map(|positions| positions.end).collect();
+            let lines = positions.iter().map(Range::len).sum::<usize>() * heads / kv_heads;
+            if lines > 0 {
+                let (one_tile, idle) = (lines <= 16 * done.len(), (lines / 64 + done.len()) * kv_heads < 128);
+                plans[if one_tile { 0 } else { 1 + usize::from(!idle && head_dim <= 128) }] = true;
+                check(&positions);
             }
         }
-        assert!(kernels[0] || head_dim > 128, "{lengths:?}: many queries at once");
-        // Every sequence decodes its last token: the kernel for few queries, with splits to merge.
-        let last: Vec<Range<usize>> = lengths.iter().map(|&length| length - 1..length).collect();
-        let got = paged.attend(&gpu, &case, &inputs[0], &last);
-        for (s, &length) in lengths.iter().enumerate() {
-            let at = case.starts()[s] as usize + length - 1;
-            assert_eq!(
-                got.rows(s..s + 1, heads),
-                whole.rows(at..at + 1, heads),
-                "sequence {s} of {lengths:?}"
-            );
-        }
+        // Every sequence decodes its last token.
+        check(&case.lengths.iter().map(|&length| length.saturating_sub(1)..length).collect::<Vec<_>>());
     }
+    assert_eq!(plans, [true; 3], "one tile of few lines, several of them, tiles of many lines");
 }
 
 #[test]

@@ -25,8 +25,12 @@ const TILE: usize = 64;
 const MANY_LINES: usize = 64;
 const FEW_LINES: usize = 16;
 const THREADS: usize = 128;
-/// Enough blocks to keep any device busy without splitting keys among them.
-const ENOUGH_BLOCKS: usize = 2048;
+/// With fewer blocks, multiprocessors of a large device stand idle.
+const BUSY: usize = 128;
+/// The most blocks a grid has along y.
+const MOST_Y: usize = 65_535;
+/// Of a line's 16-column steps of queries, those `attention_128` keeps in shared memory.
+const PARKED: usize = 6;
 
 /// `struct Problem` of `kernels/common/attention.cuh`.
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -72,18 +76,19 @@ impl Plan {
             ));
         };
         let lines = rows * (heads / kv_heads);
+        // A sequence has at most one tile of lines that is not full.
+        let many = [lines / MANY_LINES + sequences, kv_heads, 1];
+        let idle = many[0] * kv_heads < BUSY;
         let tiles = lines.div_ceil(FEW_LINES * sequences); // of a sequence on average
-        let blocks = sequences * kv_heads * tiles;
-        let split = match keys {
-            Some(keys) if tiles == 1 && blocks < ENOUGH_BLOCKS => keys.div_ceil(SPLIT).max(1),
-            _ => 1,
-        };
-        let few = width > 128 || (keys.is_some() && tiles == 1);
-        Ok(match few {
-            true => Plan { few, width, grid: [sequences, kv_heads * tiles, split] },
-            // A sequence has at most one tile of lines that is not full.
-            false => Plan { few, width, grid: [lines / MANY_LINES + sequences, kv_heads, 1] },
-        })
+        let few = width > 128 || (keys.is_some() && (tiles == 1 || idle));
+        if !few {
+            return Ok(Plan { few, width, grid: many });
+        }
+        let shares = kv_heads * tiles.min((MOST_Y / kv_heads).max(1));
+        let splits = keys.map_or(1, |keys| keys.div_ceil(SPLIT).max(1));
+        // Parts cost memory and a launch; with blocks for several rounds they buy nothing.
+        let splits = if sequences * shares < 8 * BUSY { splits } else { 1 };
+        Ok(Plan { few, width, grid: [sequences, shares, splits] })
     }
 
     fn kernel(&self) -> String {
@@ -94,7 +99,7 @@ impl Plan {
     fn shared(&self) -> usize {
         let ring = 2 * 2 * TILE * (2 * self.width + 16);
         let scores = FEW_LINES * (TILE + 8) * size_of::<f32>();
-        let parked = if self.width == 128 { 4 * 16 * THREADS } else { 0 };
+        let parked = if self.width == 128 { PARKED * 16 * THREADS } else { 0 };
         ring + if self.few { scores } else { parked }
     }
 }
@@ -238,6 +243,15 @@ mod tests {
         assert_eq!(plan(64, 16, 2, 64, Some(256)), few([64, 2, 1]), "one split needs no merging");
         assert_eq!(plan(1024, 16, 2, 1024, Some(4096)), few([1024, 2, 1]), "enough blocks as it is");
         assert_eq!(plan(129, 16, 2, 64, Some(1024)), many([80, 2, 1]));
+        assert_eq!(plan(20, 16, 2, 1, Some(1024)), few([1, 20, 4]), "a short suffix keeps a device busy");
+        assert_eq!(plan(20, 16, 2, 1, None), many([3, 2, 1]), "nobody knows how many keys there are");
+    }
+
+    #[test]
+    fn wide_heads_share_lines_within_the_bounds_of_a_grid() {
+        let sizes = AttentionSizes { rows: 1 << 20, heads: 8, kv_heads: 2, head_dim: 256 };
+        let plan = Plan::new("attention", sizes, 1, None).expect("this size has a kernel");
+        assert_eq!(plan, Plan { few: true, width: 256, grid: [1, 65_534, 1] });
     }
 
     #[test]
