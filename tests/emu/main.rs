@@ -6,6 +6,7 @@
 mod attention;
 mod bugs;
 mod facilities;
+mod head;
 mod hopper;
 mod layouts;
 mod linear;
