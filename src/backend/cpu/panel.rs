@@ -16,6 +16,10 @@ const STEP: usize = 2 * LANES;
 /// Most rows of x that are worked on without a panel: their sums leave room for sixteen transposed vectors.
 const FEW: usize = 8;
 
+/// Steps between asking memory for weights and using them: far enough for memory to answer, near enough for the
+/// first cache to hold what came.
+const AHEAD: usize = 12;
+
 /// Vectors of columns in a panel, and rows of x against them: 24 sums, three weights, one pair.
 const WIDE: usize = 3;
 const ROWS: usize = 8;
@@ -73,7 +77,7 @@ fn padded(rest: &[bf16]) -> [bf16; STEP] {
     from_fn(|at| rest.get(at).copied().unwrap_or(bf16::ZERO))
 }
 
-/// M rows against all columns, while the next sixteen are on their way from memory.
+/// M rows against all columns, sixteen at a time, while those [`AHEAD`] are on their way from memory.
 #[inline(always)]
 fn few<P: Panels, const M: usize>(isa: P, out: &mut [f32], x: &[&[bf16]], w: &[&[bf16]]) {
     let steps = x[0].len() / STEP;
@@ -83,26 +87,22 @@ fn few<P: Panels, const M: usize>(isa: P, out: &mut [f32], x: &[&[bf16]], w: &[&
         let (whole, rest) = x[m].as_chunks();
         (x_steps[m], x_rest[m]) = (&whole[..steps], padded(rest));
     }
+    let turn = steps.saturating_sub(AHEAD);
     for column in (0..w.len()).step_by(LANES) {
         let (rows, next) = (sixteen(w, column), sixteen(w, column + LANES));
         let mut w_steps: [&[[bf16; STEP]]; LANES] = [&[]; LANES];
-        let mut next_steps = w_steps;
+        let (mut ahead, mut next_steps) = (w_steps, w_steps);
         for n in 0..LANES {
             w_steps[n] = &rows[n].as_chunks().0[..steps];
-            next_steps[n] = &next[n].as_chunks().0[..steps];
+            ahead[n] = &w_steps[n][steps - turn..];
+            next_steps[n] = &next[n].as_chunks().0[..steps - turn];
         }
         let mut sums = [isa.zero(); M];
-        for step in 0..steps {
-            let mut loaded = [isa.pairs(&w_steps[0][step]); LANES];
-            for n in 0..LANES {
-                loaded[n] = isa.pairs(&w_steps[n][step]);
-                isa.prefetch(&next_steps[n][step]);
-            }
-            let mut x = [&x_rest[0]; M];
-            for m in 0..M {
-                x[m] = &x_steps[m][step];
-            }
-            add(isa, &mut sums, x, isa.transpose(loaded));
+        for step in 0..turn {
+            add_step(isa, &mut sums, &x_steps, &w_steps, step, &ahead, step);
+        }
+        for step in turn..steps {
+            add_step(isa, &mut sums, &x_steps, &w_steps, step, &next_steps, step - turn);
         }
         if rows[0].len() > steps * STEP {
             let mut loaded = [isa.pairs(&x_rest[0]); LANES];
@@ -115,6 +115,29 @@ fn few<P: Panels, const M: usize>(isa: P, out: &mut [f32], x: &[&[bf16]], w: &[&
             put(isa, &mut out[m * w.len() + column..], w.len() - column, sums);
         }
     }
+}
+
+/// One step of M rows against sixteen columns, while one of those behind `ahead` sets out.
+#[inline(always)]
+fn add_step<P: Panels, const M: usize>(
+    isa: P,
+    sums: &mut [P::Lanes; M],
+    x: &[&[[bf16; STEP]]; M],
+    w: &[&[[bf16; STEP]]; LANES],
+    step: usize,
+    ahead: &[&[[bf16; STEP]]; LANES],
+    ahead_step: usize,
+) {
+    let mut loaded = [isa.pairs(&w[0][step]); LANES];
+    for n in 0..LANES {
+        loaded[n] = isa.pairs(&w[n][step]);
+        isa.prefetch(&ahead[n][ahead_step]);
+    }
+    let mut x_step = [&x[0][step]; M];
+    for m in 0..M {
+        x_step[m] = &x[m][step];
+    }
+    add(isa, sums, x_step, isa.transpose(loaded));
 }
 
 /// One step of M rows against sixteen transposed columns. Plain loops over arrays: those are what the compiler
