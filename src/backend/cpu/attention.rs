@@ -19,7 +19,6 @@ use crate::{
     error::Result,
     tensor::Tensor,
 };
-use rayon::prelude::*;
 use std::ops::Range;
 
 /// Lines of a work item: enough to use a loaded key often, few enough for their scores to stay in cache.
@@ -228,7 +227,7 @@ impl<E: Operand> Problem<'_, E> {
         for sequence in sequences {
             let (own, next) = rest.split_at_mut(sequence.queries.len() * heads * head_dim);
             rest = next;
-            for tile in tiles(own, heads * head_dim, height, group * head_dim) {
+            for tile in tiles(own, heads * head_dim, height, |_| group * head_dim) {
                 let start = sequence.queries.start;
                 items.push(Item {
                     sequence,
@@ -246,12 +245,11 @@ impl<E: Operand> Problem<'_, E> {
             }
             partial.greatest.iter().zip(&partial.sum).map(|(m, sum)| m + sum.ln()).collect::<Vec<f32>>()
         };
-        let log_sums: Vec<Vec<f32>> = with_isa!(cpu.level, isa => cpu.install(|| {
+        let log_sums: Vec<Vec<f32>> = with_isa!(cpu.level, isa => {
             let part = |item: &Item<'_>, split| isa.run(#[inline(always)] || self.split(isa, item, split));
             if items.len() >= 2 * cpu.threads {
                 // Enough items: each walks its splits.
-                let work = items.par_iter().zip(outs).with_max_len(1);
-                work.map(|(item, out)| {
+                cpu.map(items.iter().zip(outs).collect(), |(item, out)| {
                     let mut all = Partial::empty(item.queries.len() * group, head_dim);
                     for split in 0..item.splits() {
                         let next = part(item, split);
@@ -259,16 +257,10 @@ impl<E: Operand> Problem<'_, E> {
                     }
                     finish(&all, out)
                 })
-                .collect()
             } else {
                 // Few items: their splits are shared out, and merged here.
-                let pieces: Vec<_> =
-                    items.iter().flat_map(|item| (0..item.splits()).map(move |split| (item, split))).collect();
-                let parts: Vec<Partial> = if pieces.len() == 1 {
-                    pieces.into_iter().map(|(item, split)| part(item, split)).collect()
-                } else {
-                    pieces.into_par_iter().with_max_len(1).map(|(item, split)| part(item, split)).collect()
-                };
+                let pieces = items.iter().flat_map(|item| (0..item.splits()).map(move |split| (item, split)));
+                let parts = cpu.map(pieces.collect(), |(item, split)| part(item, split));
                 let mut parts = parts.iter();
                 items
                     .iter()
@@ -280,7 +272,7 @@ impl<E: Operand> Problem<'_, E> {
                     })
                     .collect()
             }
-        }));
+        });
         if let Some(lse) = lse {
             for (item, log_sums) in items.iter().zip(log_sums) {
                 for (query, log_sums) in item.queries.clone().zip(log_sums.chunks_exact(group)) {

@@ -13,6 +13,7 @@ mod math;
 mod norm;
 #[cfg(target_arch = "x86_64")]
 mod panel;
+mod pool;
 mod portable;
 mod probe;
 mod rows;
@@ -26,19 +27,19 @@ mod avx512;
 
 use super::{Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProbs, Pages, Rope, plain::Plain};
 use crate::{
-    error::{Error, Result},
+    error::Result,
     tensor::{Dtype, Tensor},
 };
 use isa::Level;
+use pool::Pool;
 pub use probe::Ceilings;
-use rayon::prelude::*;
 
 /// The CPU backend.
 #[derive(Debug)]
 pub struct Cpu {
     level: Level,
     threads: usize,
-    pool: rayon::ThreadPool,
+    pool: Pool,
 }
 
 impl Cpu {
@@ -49,12 +50,9 @@ impl Cpu {
 
     /// The backend with one of [`Cpu::instruction_sets`].
     pub fn with_instructions(threads: Option<usize>, instructions: Option<&str>) -> Result<Self> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads.unwrap_or(0))
-            .thread_name(|at| format!("pellucid-{at}"))
-            .build()
-            .map_err(|source| Error::machine_because("cpu", "threads could not be started", source))?;
-        Ok(Cpu { level: Level::choose(instructions)?, threads: pool.current_num_threads(), pool })
+        let cores = || std::thread::available_parallelism().map_or(1, |cores| cores.get());
+        let threads = threads.filter(|&threads| threads > 0).unwrap_or_else(cores);
+        Ok(Cpu { level: Level::choose(instructions)?, threads, pool: Pool::new(threads)? })
     }
 
     /// The instruction sets this processor has kernels for, the best last.
@@ -67,16 +65,17 @@ impl Cpu {
         Plain::default()
     }
 
-    /// Does each piece of work, on all threads if there is more than one.
-    fn spread<T: Send>(&self, pieces: Vec<T>, work: impl Fn(T) + Sync + Send) {
-        if pieces.len() < 2 || self.threads == 1 {
-            return pieces.into_iter().for_each(work);
-        }
-        self.install(|| pieces.into_par_iter().with_max_len(1).for_each(work));
+    /// Does each piece of work, on whichever thread comes first.
+    fn spread<T: Send>(&self, pieces: Vec<T>, work: impl Fn(T) + Sync) {
+        self.pool.spread(pieces, work);
     }
 
-    fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        self.pool.install(work)
+    /// [`Cpu::spread`], with the results in order.
+    fn map<T: Send, R: Send>(&self, pieces: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
+        let mut results: Vec<Option<R>> = pieces.iter().map(|_| None).collect();
+        let pieces = pieces.into_iter().zip(&mut results).collect();
+        self.spread(pieces, |(piece, result)| *result = Some(work(piece)));
+        results.into_iter().map(|result| result.expect("every piece was done")).collect()
     }
 }
 
@@ -87,10 +86,6 @@ impl Backend for Cpu {
 
     fn activation(&self) -> Dtype {
         Dtype::F32
-    }
-
-    fn chain(&self, work: &mut (dyn FnMut() + Send)) {
-        self.install(work);
     }
 
     fn alloc(&self, dtype: Dtype, shape: &[usize]) -> Result<Tensor> {

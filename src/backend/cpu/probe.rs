@@ -6,7 +6,6 @@ use super::{
 };
 use crate::{error::Result, tensor::Tensor};
 use half::bf16;
-use rayon::prelude::*;
 use std::{hint::black_box, time::Instant};
 
 /// Ceilings of one machine with a given number of threads.
@@ -55,10 +54,8 @@ impl Cpu {
     /// Seconds until every thread has done its work once.
     fn timed(&self, work: impl Fn(usize) -> [f32; LANES] + Sync) -> f64 {
         let start = Instant::now();
-        self.install(|| {
-            (0..self.threads).into_par_iter().with_max_len(1).for_each(|thread| {
-                black_box(work(thread));
-            });
+        self.spread((0..self.threads).collect(), |thread| {
+            black_box(work(thread));
         });
         start.elapsed().as_secs_f64()
     }
