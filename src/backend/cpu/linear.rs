@@ -25,7 +25,7 @@ const WIDTH: usize = 48;
 const FEW: usize = 8;
 
 /// Products that one thread does in the time it takes to wake another.
-const ALONE: usize = 1 << 18;
+const ALONE: usize = 1 << 15;
 
 /// A linear whose tensors have been looked at and whose adapters' first products are done.
 struct Layer<'a> {
@@ -69,7 +69,7 @@ pub(super) fn linear(
     let out = floats_mut(OP, "out", out)?;
     let x = prepare(cpu, Cow::Borrowed(floats(OP, "x", x)?), sizes.inner, is_narrow(linear));
     let layer = Layer::prepare(cpu, OP, &x, linear)?;
-    let tiles = tiles(out, sizes.columns, HEIGHT, width(cpu, sizes.rows, sizes.columns, sizes.inner));
+    let tiles = tiles(out, sizes.columns, HEIGHT, |left| width(cpu, sizes.rows, left, sizes.inner));
     with_isa!(cpu.level, isa => cpu.spread(tiles, |tile| {
         isa.run(#[inline(always)] || {
             let y = layer.tile(isa, &x, &tile);
@@ -94,7 +94,7 @@ pub(super) fn gated_linear(
     let narrow = is_narrow(gate) || is_narrow(up);
     let x = prepare(cpu, Cow::Borrowed(floats(OP, "x", x)?), sizes.inner, narrow);
     let (gate, up) = (Layer::prepare(cpu, OP, &x, gate)?, Layer::prepare(cpu, OP, &x, up)?);
-    let tiles = tiles(out, sizes.columns, HEIGHT, width(cpu, sizes.rows, sizes.columns, sizes.inner));
+    let tiles = tiles(out, sizes.columns, HEIGHT, |left| width(cpu, sizes.rows, left, sizes.inner));
     with_isa!(cpu.level, isa => cpu.spread(tiles, |tile| {
         isa.run(#[inline(always)] || {
             let mut gate = gate.tile(isa, &x, &tile);
@@ -116,7 +116,7 @@ fn plain_products(
     weight: Matrix<'_>,
     columns: usize,
 ) {
-    let tiles = tiles(out, columns, HEIGHT, WIDTH);
+    let tiles = tiles(out, columns, HEIGHT, |_| WIDTH);
     with_isa!(cpu.level, isa => cpu.spread(tiles, |tile| {
         isa.run(#[inline(always)] || {
             let mut y = Scratch::new(tile.rows.len() * tile.columns.len());
@@ -193,18 +193,14 @@ pub(super) fn prepare<'a>(cpu: &Cpu, values: Cow<'a, [f32]>, inner: usize, round
     rows
 }
 
-/// Columns per tile. Many rows: a panel's. Few rows: a few tiles per thread, of whole vectors, such that the threads
-/// end together; among equals the most tiles, which even out threads that are held up. Little work: one tile.
-fn width(cpu: &Cpu, rows: usize, columns: usize, inner: usize) -> usize {
-    if rows * columns * inner <= ALONE {
-        return columns.max(1);
+/// Columns of the next tile, of those that are left. Many rows: a panel's. Few rows: less and less, in whole vectors,
+/// so that threads of unequal speed end together. Little work: all of them.
+fn width(cpu: &Cpu, rows: usize, left: usize, inner: usize) -> usize {
+    match rows {
+        _ if rows * left * inner <= ALONE => left,
+        ..=FEW => left.div_ceil(2 * cpu.threads).next_multiple_of(LANES),
+        _ => WIDTH,
     }
-    if rows > FEW {
-        return WIDTH;
-    }
-    let widths = (1..=4).rev().map(|share| columns.div_ceil(share * cpu.threads).next_multiple_of(LANES));
-    let longest = |width: &usize| columns.div_ceil(*width).div_ceil(cpu.threads) * width;
-    widths.min_by_key(longest).unwrap_or(columns)
 }
 
 /// Writes a tile's results the way the epilogue says.

@@ -11,8 +11,14 @@ pub(super) struct Tile<'a> {
     pub(super) out: Vec<&'a mut [f32]>,
 }
 
-/// All tiles of `[·, columns]`, at most `height` by `width` each.
-pub(super) fn tiles(matrix: &mut [f32], columns: usize, height: usize, width: usize) -> Vec<Tile<'_>> {
+/// All tiles of `[·, columns]`, of at most `height` rows; `width` says how many of the columns that are left the next
+/// tile takes.
+pub(super) fn tiles(
+    matrix: &mut [f32],
+    columns: usize,
+    height: usize,
+    width: impl Fn(usize) -> usize,
+) -> Vec<Tile<'_>> {
     let mut all = Vec::new();
     if matrix.is_empty() {
         return all;
@@ -20,14 +26,17 @@ pub(super) fn tiles(matrix: &mut [f32], columns: usize, height: usize, width: us
     for (block, matrix) in matrix.chunks_mut(height * columns).enumerate() {
         let rows = block * height..block * height + matrix.len() / columns;
         let first = all.len();
-        all.extend((0..columns).step_by(width).map(|column| Tile {
-            rows: rows.clone(),
-            columns: column..columns.min(column + width),
-            out: Vec::with_capacity(rows.len()),
-        }));
-        for row in matrix.chunks_mut(columns) {
-            for (tile, piece) in all[first..].iter_mut().zip(row.chunks_mut(width)) {
+        let mut start = 0;
+        while start < columns {
+            let end = columns.min(start + width(columns - start));
+            all.push(Tile { rows: rows.clone(), columns: start..end, out: Vec::with_capacity(rows.len()) });
+            start = end;
+        }
+        for mut row in matrix.chunks_mut(columns) {
+            for tile in &mut all[first..] {
+                let (piece, rest) = row.split_at_mut(tile.columns.len());
                 tile.out.push(piece);
+                row = rest;
             }
         }
     }
