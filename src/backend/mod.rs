@@ -151,12 +151,6 @@ pub trait Backend: fmt::Debug + Send + Sync {
         }
     }
 
-    /// Does `work`, a chain of this backend's ops, where starting one costs least: on the CPU, on one of its
-    /// threads, so that they need not be woken for each op.
-    fn chain(&self, work: &mut (dyn FnMut() + Send)) {
-        work();
-    }
-
     /// Bytes of memory that are left, where the backend has memory of its own.
     fn free_memory(&self) -> Result<Option<u64>> {
         Ok(None)
@@ -165,15 +159,11 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// Seconds of each of `rounds` runs of `work`, a chain of this backend's ops on arguments that stay; on a device by
     /// its own clock, without what launching costs.
     fn time(&self, rounds: usize, work: &mut (dyn FnMut() -> Result<()> + Send)) -> Result<Vec<f64>> {
-        let mut seconds = Ok(Vec::new());
-        self.chain(&mut || {
-            let run = |_| {
-                let start = Instant::now();
-                work().map(|()| start.elapsed().as_secs_f64())
-            };
-            seconds = (0..rounds).map(run).collect();
-        });
-        seconds
+        let run = |_| {
+            let start = Instant::now();
+            work().map(|()| start.elapsed().as_secs_f64())
+        };
+        (0..rounds).map(run).collect()
     }
 
     /// A tensor whose contents are unspecified.

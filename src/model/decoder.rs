@@ -124,9 +124,7 @@ impl Decoder {
         let packed = self.pack(backend, runs)?;
         check_rows(adapters, &self.config, packed.rows)?;
         work.fit(backend, &self.config, packed.rows)?;
-        let mut outcome = Ok(());
-        backend.chain(&mut || outcome = self.walk(backend, runs, &packed, adapters, cache, work));
-        outcome?;
+        self.walk(backend, runs, &packed, adapters, cache, work)?;
         Ok(&work.normed)
     }
 

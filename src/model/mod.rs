@@ -95,9 +95,7 @@ impl Model {
         let Some(tower) = &self.tower else {
             return Err(Error::caller("images", format!("a {:?} model reads no images", self.config.family)));
         };
-        let mut features = None;
-        self.backend.chain(&mut || features = Some(tower.encode(&*self.backend, image)));
-        features.ok_or_else(|| Error::internal("encode", "a chain of ops did not run"))?
+        tower.encode(&*self.backend, image)
     }
 
     /// Brings a PEFT adapter of this model to its backend.
