@@ -7,7 +7,7 @@ mod support;
 
 use pellucid::backend::{Backend, cpu::Cpu};
 use pellucid::engine::{
-    Finish, Generation, Input, PREFILL_CHUNK, Sampling, Score, ScoreRequest, generate, score,
+    Completion, Finish, Generation, Input, PREFILL_CHUNK, Sampling, Score, ScoreRequest, generate, score,
 };
 use pellucid::format::adapter::Adapter;
 use pellucid::format::{Checkpoint, ModelFolder};
@@ -176,15 +176,15 @@ fn greedy_tokens_and_text_are_those_of_transformers() {
             })
             .unwrap();
             let finish = if greedy.finish_reason == "stop" { Finish::Stop } else { Finish::Length };
-            assert_eq!(completion.tokens, greedy.ids, "{} {}", case.name, prompt.name);
-            assert_eq!(completion.text, greedy.text, "{} {}", case.name, prompt.name);
-            assert_eq!(
-                (shown, completion.finish),
-                (completion.text, finish),
-                "{} {}",
-                case.name,
-                prompt.name
-            );
+            let name = format!("{} {}", case.name, prompt.name);
+            if dtype == Dtype::F32 {
+                assert_eq!(completion.tokens, greedy.ids, "{name}");
+            }
+            match completion.tokens == greedy.ids {
+                true => assert_eq!((&completion.text, completion.finish), (&greedy.text, finish), "{name}"),
+                false => differs_at_a_near_tie(&loaded, prompt, &input, &completion),
+            }
+            assert_eq!(shown, completion.text, "{name}");
 
             // The promise: what the sampler records is what scoring the same tokens gives, bit for bit.
             let request = ScoreRequest::new(&loaded.model, input, completion.tokens).unwrap();
@@ -193,6 +193,23 @@ fn greedy_tokens_and_text_are_those_of_transformers() {
             assert!(scored.greedy.iter().all(|&greedy| greedy), "{} {}", case.name, prompt.name);
         }
     }
+}
+
+/// In bf16 the likeliest token may be another where two are as good as equally likely: by no more than bf16 errs.
+fn differs_at_a_near_tie(loaded: &Loaded, prompt: &Prompt, input: &Arc<Input>, completion: &Completion) {
+    let ids = &prompt.greedy.ids;
+    let at = completion.tokens.iter().zip(ids).position(|(ours, theirs)| ours != theirs).unwrap();
+    let request = ScoreRequest::new(&loaded.model, input.clone(), ids[..=at].to_vec()).unwrap();
+    let theirs = score(&loaded.model, None, &[request], 1.0, 4096).unwrap().remove(0).logprobs[at];
+    let gap = f64::from(completion.logprobs[at] - theirs);
+    let bf16: Vec<f32> = prompt.logprobs.bf16.iter().map(|&logp| logp as f32).collect();
+    // Both tokens may be off, each by as much as is allowed for one.
+    let allowed = 2.0 * 3.0 * distance(&bf16, &prompt.logprobs.bf16_truth);
+    assert!(
+        (0.0..=allowed).contains(&gap),
+        "{}: token {at} differs by {gap:e}, allowed {allowed:e}",
+        prompt.name
+    );
 }
 
 /// The promise where it is hardest to keep: drawn at a temperature, with pictures and an adapter, behind a prompt
