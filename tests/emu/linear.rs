@@ -212,6 +212,7 @@ fn ragged_products_agree_with_the_oracle_however_cut() {
         [130, 64, 140],
         [131, 520, 72],
         [67, 1032, 65],
+        [250, 72, 250],
     ] {
         holds(&Case::new(sizes, End::Store, sizes[0] % 2 == 1, &[]));
     }
@@ -234,6 +235,7 @@ fn adapters_of_all_ranks_serve_their_rows_alone() {
         holds(&Case::new([9, 1030, 33], end, true, &[(7..9, 16), (0..3, 1), (3..5, 65)]));
         holds(&Case::new([131, 520, 130], end, true, &[(0..3, 64), (60..70, 3), (100..131, 16)]));
         holds(&Case::new([33, 40, 24], end, false, &[(0..33, 512)]));
+        holds(&Case::new([250, 72, 120], end, true, &[(3..130, 16), (130..131, 8)]));
     }
 }
 
@@ -248,7 +250,7 @@ fn forty_adapters_in_one_batch() {
 #[test]
 fn a_row_has_the_same_bits_alone_and_in_company() {
     for end in [End::Add, End::Gate(Activation::Silu)] {
-        let case = Case::new([131, 1032, 72], end, true, &[(0..20, 16), (64..100, 5)]);
+        let case = Case::new([131, 1032, 120], end, true, &[(0..20, 16), (64..100, 5)]);
         let width = case.sizes[2];
         for gpu in cuts() {
             let together = case.on(&gpu);

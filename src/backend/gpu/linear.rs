@@ -71,14 +71,16 @@ pub(super) struct Product {
 }
 
 impl Product {
-    /// The largest tile that leaves no multiprocessor idle. So few tiles that some would idle are split by chunks of K.
+    /// Few rows get the narrow tile. Otherwise the busiest multiprocessor decides: a wide tile is four middle ones, of
+    /// which each moves half again as much through shared memory for what it multiplies.
     fn cut(self, multiprocessors: usize) -> Cut {
-        let narrow = if self.sides == 2 { NARROW_GATED } else { NARROW };
-        match self.rows {
-            0..=16 => self.cut_into(narrow, 1, multiprocessors),
-            _ if self.tiles(WIDE) >= multiprocessors => self.cut_into(WIDE, 1, multiprocessors),
-            _ => self.cut_into(MIDDLE, 1, multiprocessors),
-        }
+        let tile = if self.rows <= 16 {
+            if self.sides == 2 { NARROW_GATED } else { NARROW }
+        } else {
+            let most = |tile| self.tiles(tile).div_ceil(multiprocessors);
+            if most(WIDE) * 4 * 2 <= most(MIDDLE) * 3 { WIDE } else { MIDDLE }
+        };
+        self.cut_into(tile, 1, multiprocessors)
     }
 
     /// The same for x·Aᵀ of so many adapters, where columns are few.
@@ -91,9 +93,13 @@ impl Product {
         self.cut_into(tile, adapters, multiprocessors)
     }
 
+    /// Tiles so few that multiprocessors idle are split by chunks of K, unless the sums, which then pass through
+    /// memory (8TN bytes a chunk, next to 1024(T + N) of inputs), cost more than that.
     pub(super) fn cut_into(self, tile: Tile, times: usize, multiprocessors: usize) -> Cut {
         let tiles = self.tiles(tile);
-        let split = self.chunks > 1 && tiles * times < multiprocessors;
+        let idle = tiles * times < multiprocessors;
+        let (sums, inputs) = (self.rows * self.columns, 128 * (self.rows + self.columns));
+        let split = self.chunks > 1 && idle && tiles * times * (inputs + sums) < multiprocessors * inputs;
         Cut { tile, tiles, slots: if split { self.chunks + usize::from(self.adapted) } else { 1 } }
     }
 
@@ -195,7 +201,8 @@ fn run<R: Runtime>(
         .iter()
         .enumerate()
         .flat_map(|(side, linear)| linear.lora.iter().map(move |lora| (side, lora)))
-        .filter(|(_, lora)| !lora.rows.is_empty() && lora.a.rows() > 0)
+        // With s = 0 (a policy's reference) nothing is added, to the bit: sums are never -0.
+        .filter(|(_, lora)| !lora.rows.is_empty() && lora.a.rows() > 0 && lora.scale != 0.0)
         .collect();
     let ranges: Vec<Range<usize>> = lora.iter().map(|(_, lora)| lora.rows.clone()).collect();
     let hopper = gpu.uses_hopper() && ending != STORE_F32 && linear_sm90::suits(sides[0].weight);
@@ -407,6 +414,8 @@ mod tests {
     fn large_products_get_large_tiles_and_small_ones_are_split() {
         assert_eq!(cut(4096, 2048, 2048, 1), ("wide", 32 * 16, 1));
         assert_eq!(cut(600, 11008, 2048, 2), ("wide", 5 * 172, 1));
+        assert_eq!(cut(1100, 2048, 2048, 1), ("middle", 18 * 32, 1), "144 wide ones would take two turns");
+        assert_eq!(cut(256, 2048, 2048, 1), ("middle", 4 * 32, 1), "all but four have work");
         assert_eq!(cut(128, 2048, 11008, 1), ("middle", 2 * 32, 22 + 1));
         assert_eq!(cut(17, 40, 40, 1), ("middle", 1, 1));
         assert_eq!(cut(16, 2048, 2048, 1), ("narrow", 32, 4 + 1));
