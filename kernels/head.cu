@@ -211,7 +211,7 @@ __device__ __forceinline__ void head_tile(unsigned char* memory, const HeadTask&
     EMU_REGISTER(NAME)
 
 using Wide = GemmTile<128, 128, 2, 4, 3>;   // 96 KiB
-using Middle = GemmTile<64, 128, 2, 4, 3>;  // 72 KiB
+using Middle = GemmTile<64, 128, 2, 4, 4>;  // 96 KiB
 using Narrow = GemmTile<16, 128, 1, 4, 4>;  // 72 KiB
 
 HEAD(head_wide, Wide)

@@ -171,7 +171,7 @@ fn among_equals_the_lowest_ids_are_kept() {
         (3000, Draw { top_k: 2, top_p: 0.3, ..Draw::default() }, 1),
         (1000, Draw { top_k: 40, min_p: 0.9, ..Draw::default() }, 40),
     ] {
-        for value in [-0.0, -3.5, 1e-40] {
+        for value in [-0.0, 1e-40] {
             let draws: Vec<_> =
                 (0..12).map(|position| Draw { position, seed: f32::to_bits(value).into(), ..draw }).collect();
             let drawn = sample(&device, &vec![vec![value; columns]; draws.len()], &draws);

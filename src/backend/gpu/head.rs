@@ -16,8 +16,8 @@ use std::ops::Range;
 /// Rows scored at once: few enough for them to stay in the device's cache while the vocabulary passes.
 const SCORED: usize = 4096;
 
-/// Rows drawn at once: they may all keep their logits.
-const DRAWN: usize = 256;
+/// Rows drawn at once where some keep their logits: they may all do.
+const KEPT: usize = 256;
 
 /// Tokens of a tile.
 const COLUMNS: usize = 128;
@@ -46,7 +46,7 @@ impl Tile {
     fn of(rows: usize) -> Self {
         match rows {
             0..=16 => Tile::new("head_narrow", 16, 4, 4),
-            17..=64 => Tile::new("head_middle", 64, 8, 3),
+            17..=64 => Tile::new("head_middle", 64, 8, 4),
             _ => Tile::new("head_wide", 128, 8, 3),
         }
     }
@@ -162,7 +162,8 @@ pub(super) fn sample<R: Runtime>(
     expect_dtype(OP, "logp", &out.logp, Dtype::F32)?;
     let outputs = [gpu.target(&mut out.token)?, gpu.target(&mut out.logp)?];
     let nowhere = gpu.at_or_null(None)?;
-    for rows in parts(sizes.rows, DRAWN) {
+    let most = if draws.iter().all(|draw| draw.is_plain(sizes.columns)) { SCORED } else { KEPT };
+    for rows in parts(sizes.rows, most) {
         let plan = Plan::of(&draws[rows.clone()], sizes.columns);
         let head = Head::new(gpu, OP, sizes, rows, hidden, weight)?;
         let count = head.rows.len();
