@@ -177,9 +177,8 @@ fn time(case: &Case, seed: u64, backend: &dyn Backend, ceilings: &Ceilings) -> R
 
 /// Seconds of a call, from the fastest round to the slowest, and how many copies of its arguments took turns.
 fn samples(case: &Case, seed: u64, backend: &dyn Backend) -> Result<(Vec<f64>, usize)> {
-    let bytes = case.work(backend.activation().size()).bytes;
-    let copies = (ROTATED / bytes).ceil().clamp(1.0, COPIES) as usize;
     let host = Call::new(case, seed)?;
+    let copies = (ROTATED / host.bytes() as f64).ceil().clamp(1.0, COPIES) as usize;
     let copy = |_| host.copied()?.on(backend);
     let mut calls: Vec<Call> = (0..copies).map(copy).collect::<pellucid::Result<_>>()?;
     let mut round = || calls.iter_mut().try_for_each(|call| call.run(backend));

@@ -68,6 +68,11 @@ impl Call {
         Ok(call)
     }
 
+    /// Bytes of all its tensors.
+    pub(crate) fn bytes(&self) -> usize {
+        self.inputs.iter().chain(&self.outputs).map(|argument| argument.tensor.byte_len()).sum()
+    }
+
     /// The same op on some rows, and some columns or all of them.
     pub(crate) fn narrowed(&self, rows: &[usize], columns: Option<&[usize]>) -> Result<Call> {
         let some = |argument: &Argument| argument.narrowed(rows, columns);
