@@ -121,8 +121,7 @@ impl fmt::Display for Report {
         row(f, "memory", &[self.memory.as_ref().map_or_else(unknown, memory)])?;
         row(f, "speed", &speed_lines(self.speed.as_ref()))?;
         row(f, "gpu", &gpu_lines(&self.gpu))?;
-        let nvcc = self.gpu.nvcc.as_ref().map_or("not found".into(), |path| path.display().to_string());
-        row(f, "nvcc", &[format!("{nvcc}; this build does not need it")])?;
+        row(f, "nvcc", &nvcc_lines(&self.gpu))?;
         row(f, "hub cache", &cache_lines(self.cache.as_ref()))?;
         let terminal =
             if *terminal { "yes" } else { "no, stdout is a file or a pipe: progress is not drawn" };
@@ -154,7 +153,34 @@ fn gpu_lines(gpu: &Gpu) -> Vec<String> {
         }
     };
     let library = gpu.libcuda.as_ref().map_or("libcuda.so.1 not found".into(), |p| p.display().to_string());
-    vec![format!("{found}; {library}"), "this build has no CUDA backend: everything runs on the CPU".into()]
+    let mut lines = vec![format!("{found}; {library}")];
+    lines.extend(gpu.seen.iter().cloned());
+    lines.push(match (&gpu.kernels, gpu.usable_by_this_build) {
+        (Some(_), true) => "--device cuda:N chooses one; the default is the first".into(),
+        (Some(_), false) => {
+            "this build could use a GPU and finds none it can: everything runs on the CPU".into()
+        }
+        (None, _) => "this build has no CUDA backend (feature `cuda`): everything runs on the CPU".into(),
+    });
+    lines
+}
+
+fn nvcc_lines(gpu: &Gpu) -> Vec<String> {
+    let built = match &gpu.kernels {
+        Some(kernels) => {
+            format!(
+                "kernels for {} in this build, by nvcc {}",
+                kernels.architectures.join(", "),
+                kernels.nvcc
+            )
+        }
+        None => "no GPU kernels in this build".into(),
+    };
+    let now = match &gpu.nvcc {
+        Some(path) => format!("{}: to build with feature `cuda`, not to run", path.display()),
+        None => "not found: needed to build with feature `cuda`, not to run".into(),
+    };
+    vec![now, built]
 }
 
 fn cache_lines(cache: Option<&Cache>) -> Vec<String> {
@@ -178,6 +204,7 @@ fn cache_lines(cache: Option<&Cache>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::machine::Kernels;
 
     #[test]
     fn cached_models_are_listed_by_id() {
@@ -197,11 +224,19 @@ mod tests {
             driver: driver.map(str::to_owned),
             libcuda: None,
             nvcc: None,
+            kernels: None,
+            seen: Vec::new(),
             usable_by_this_build: false,
         };
         assert!(gpu_lines(&gpu(&[], None))[0].starts_with("no NVIDIA driver"));
         let lines = gpu_lines(&gpu(&["NVIDIA H100"], Some("550.1")));
         assert!(lines[0].starts_with("NVIDIA H100, driver 550.1"));
         assert!(lines[1].contains("no CUDA backend"));
+        let kernels = Kernels { nvcc: "13.0".into(), architectures: vec!["sm_80".into(), "sm_90a".into()] };
+        let seen = vec!["cuda:0, NVIDIA H100".to_owned()];
+        let gpu = Gpu { kernels: Some(kernels), seen, ..gpu(&["NVIDIA H100"], Some("580.1")) };
+        assert!(nvcc_lines(&gpu)[1].contains("sm_80, sm_90a in this build, by nvcc 13.0"));
+        assert!(gpu_lines(&gpu)[1].contains("cuda:0") && gpu_lines(&gpu)[2].contains("none it can"));
+        assert!(gpu_lines(&Gpu { usable_by_this_build: true, ..gpu })[2].contains("cuda:N"));
     }
 }

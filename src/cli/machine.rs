@@ -78,7 +78,18 @@ pub(crate) struct Gpu {
     pub(crate) driver: Option<String>,
     pub(crate) libcuda: Option<PathBuf>,
     pub(crate) nvcc: Option<PathBuf>,
+    /// What this build's kernels were compiled by and for; nothing without feature `cuda`.
+    pub(crate) kernels: Option<Kernels>,
+    /// The driver's devices as this build sees them, or why there are none.
+    pub(crate) seen: Vec<String>,
     pub(crate) usable_by_this_build: bool,
+}
+
+/// The kernels in this build.
+#[derive(Debug, Serialize)]
+pub(crate) struct Kernels {
+    pub(crate) nvcc: String,
+    pub(crate) architectures: Vec<String>,
 }
 
 impl Gpu {
@@ -86,16 +97,45 @@ impl Gpu {
         let variable = |name| std::env::var_os(name).unwrap_or_default();
         let mut libraries = vec![variable("LD_LIBRARY_PATH")];
         libraries.extend(LIBRARY_FOLDERS.map(OsString::from));
-        let programs =
-            [variable("PATH"), Path::new(&variable("CUDA_HOME")).join("bin").into(), CUDA_BIN.into()];
+        let bin = |home| Path::new(&variable(home)).join("bin").into();
+        let programs = [bin("CUDA_HOME"), bin("CUDA_PATH"), variable("PATH"), CUDA_BIN.into()];
+        let named = Some(PathBuf::from(variable("NVCC"))).filter(|nvcc| nvcc.is_file());
+        let (kernels, seen, usable_by_this_build) = seen_by_this_build();
         Gpu {
             devices: gpu_names(Path::new("/proc/driver/nvidia/gpus")),
             driver: fs::read_to_string("/proc/driver/nvidia/version").ok().and_then(|t| driver_version(&t)),
             libcuda: find_in(&libraries, "libcuda.so.1"),
-            nvcc: find_in(&programs, "nvcc"),
-            usable_by_this_build: false,
+            nvcc: named.or_else(|| find_in(&programs, "nvcc")),
+            kernels,
+            seen,
+            usable_by_this_build,
         }
     }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn seen_by_this_build() -> (Option<Kernels>, Vec<String>, bool) {
+    (None, Vec::new(), false)
+}
+
+/// What kernels this build has, what devices it sees or why none, and whether it can use one.
+#[cfg(feature = "cuda")]
+fn seen_by_this_build() -> (Option<Kernels>, Vec<String>, bool) {
+    use pellucid::backend::gpu::driver::{ARCHITECTURES, NVCC, devices};
+    let kernels = Kernels {
+        nvcc: format!("{}.{}", NVCC.0, NVCC.1),
+        architectures: ARCHITECTURES.iter().map(|architecture| format!("sm_{architecture}")).collect(),
+    };
+    let devices = match devices() {
+        Ok(devices) => devices,
+        Err(error) => return (Some(kernels), vec![error.to_string()], false),
+    };
+    let seen = devices.iter().map(|device| match device.supported() {
+        Ok(()) => device.to_string(),
+        Err(error) => format!("{device}; {error}"),
+    });
+    let usable = devices.iter().any(|device| device.supported().is_ok());
+    (Some(kernels), seen.collect(), usable)
 }
 
 const CUDA_BIN: &str = "/usr/local/cuda/bin";

@@ -87,7 +87,7 @@ fn each_lack_of_a_machine_is_one_error_with_its_remedy() {
             &["Stand-in has compute capability 7.5", "sm_80 and sm_90a", "--device cpu"],
         ),
         ("cuda:0", "capability=120", &["12.0", "PELLUCID_CUDA_ARCHS=120"]),
-        ("cuda:0", "memory=100000", &["no room for", "100000 bytes are free", "smaller model"]),
+        ("cuda:0", "memory=100000", &["bytes are needed", "100000 are free", "smaller model"]),
         ("cuda:0", "fail=cuInit:1:803", &["kernel module differ", "restart"]),
         ("cuda:0", "fail=cuDevicePrimaryCtxRetain:1:46", &["another process holds the GPU"]),
         (
@@ -111,6 +111,27 @@ fn each_lack_of_a_machine_is_one_error_with_its_remedy() {
         );
         assert!(parts.iter().all(|part| stderr.contains(part)), "{machine}: {parts:?} in {stderr}");
         assert!(!stderr.contains("bug in pellucid"), "{machine}: {stderr}");
+    }
+}
+
+#[test]
+fn doctor_tells_what_the_driver_shows_and_what_each_lack_means() {
+    for (machine, usable, part) in [
+        ("", true, "cuda:0, Stand-in, compute capability 9.0, 4 SMs, 1 GiB"),
+        (
+            "devices=2 capability=75",
+            false,
+            "compute capability 7.5, and this build has kernels for sm_80 and sm_90a",
+        ),
+        ("version=12040", false, "the driver is for CUDA 12.4"),
+        ("devices=0", false, "the driver lists no GPU"),
+    ] {
+        let (code, stdout, stderr) = pellucid(&["doctor"], machine);
+        assert_eq!((code, stderr.as_str()), (Some(0), ""), "{machine}");
+        assert!(stdout.contains(part) && stdout.contains("by nvcc 1"), "{machine}: {stdout}");
+        let (_, stdout, _) = pellucid(&["doctor", "--json"], machine);
+        let json: serde_json::Value = serde_json::from_str(stdout.lines().last().unwrap()).unwrap();
+        assert_eq!(json["gpu"]["usable_by_this_build"], usable, "{machine}");
     }
 }
 

@@ -6,6 +6,7 @@ use cudarc::driver::{
     DriverError, result,
     sys::{self, CUdevice_attribute},
 };
+use std::fmt;
 
 /// What a device says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,9 +37,28 @@ pub(super) fn find(index: u32) -> Result<(sys::CUdevice, Properties)> {
         return Err(failure::no_such_device(index, count));
     }
     let (device, properties) = properties(index)?;
-    match kernels::ARCHITECTURES.iter().any(|built| runs_on(built, properties.capability)) {
-        true => Ok((device, properties)),
-        false => Err(failure::no_image(&properties, kernels::ARCHITECTURES)),
+    properties.supported()?;
+    Ok((device, properties))
+}
+
+impl Properties {
+    /// Whether this build has kernels for the device.
+    pub fn supported(&self) -> Result<()> {
+        match kernels::ARCHITECTURES.iter().any(|built| runs_on(built, self.capability)) {
+            true => Ok(()),
+            false => Err(failure::no_image(self, kernels::ARCHITECTURES)),
+        }
+    }
+}
+
+impl fmt::Display for Properties {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Properties { index, name, capability: (major, minor), multiprocessors, memory, .. } = self;
+        let memory = memory >> 30;
+        write!(
+            f,
+            "cuda:{index}, {name}, compute capability {major}.{minor}, {multiprocessors} SMs, {memory} GiB"
+        )
     }
 }
 

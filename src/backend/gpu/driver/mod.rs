@@ -256,12 +256,7 @@ impl Runtime for Cuda {
     type Graph = Graph;
 
     fn describe(&self) -> String {
-        let Properties { index, name, capability: (major, minor), multiprocessors, memory, .. } =
-            &self.properties;
-        let memory = memory >> 30;
-        format!(
-            "cuda:{index}, {name}, compute capability {major}.{minor}, {multiprocessors} SMs, {memory} GiB"
-        )
+        self.properties.to_string()
     }
 
     fn multiprocessors(&self) -> usize {
