@@ -6,6 +6,7 @@
 // `capability=75`, `memory=BYTES`, and `fail=NAME:N:CODE`, by which the N-th call of a function returns an error. As on
 // a device, an error of 700 and above is what every later call returns as well, until 900.
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -61,12 +62,16 @@ struct Module {
     std::string code;  // what of the image is for this device
     std::map<std::string, Function*> functions;
 };
-struct Launch {
+struct Launch {  // or a copy, without a function
     Function* function;
     uint32_t grid[3], block[3], shared;
     std::vector<std::string> arguments;
+    uint64_t to = 0;
+    const void* from = nullptr;
+    size_t bytes = 0;
 };
 using Graph = std::vector<Launch>;
+using Time = std::chrono::steady_clock::time_point;
 
 struct Driver {
     Machine* machine = nullptr;
@@ -104,6 +109,7 @@ int refusal(const char* name) {
     CALL
 
 int run(const Launch& launch) {
+    if (!launch.function) return memcpy(emu_host(driver.machine, launch.to, launch.bytes), launch.from, launch.bytes), SUCCESS;
     std::vector<void*> pointers;
     for (const std::string& argument : launch.arguments) pointers.push_back(const_cast<char*>(argument.data()));
     const Function& function = *launch.function;
@@ -197,12 +203,17 @@ int cuStreamSynchronize(void*) {
 int cuEventCreate(void** event, unsigned) {
     CALL_IN_CONTEXT;
     driver.others++;
-    return *event = &driver, SUCCESS;
+    return *event = new Time, SUCCESS;
 }
-int cuEventDestroy_v2(void*) { return driver.others--, SUCCESS; }
-int cuEventRecord(void*, void*) {
+int cuEventDestroy_v2(void* event) { return delete static_cast<Time*>(event), driver.others--, SUCCESS; }
+int cuEventRecord(void* event, void*) {
     CALL_IN_CONTEXT;
-    return SUCCESS;
+    return *static_cast<Time*>(event) = std::chrono::steady_clock::now(), SUCCESS;
+}
+int cuEventElapsedTime_v2(float* milliseconds, void* start, void* end) {
+    CALL_IN_CONTEXT;
+    const std::chrono::duration<float, std::milli> passed = *static_cast<Time*>(end) - *static_cast<Time*>(start);
+    return *milliseconds = passed.count(), SUCCESS;
 }
 int cuEventSynchronize(void*) {
     CALL_IN_CONTEXT;
@@ -235,9 +246,9 @@ int cuMemGetInfo_v2(size_t* free, size_t* total) {
 }
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void*) {
     CALL_IN_CONTEXT;
-    if (driver.capturing) return CAPTURE_UNSUPPORTED;
     char* target = emu_host(driver.machine, to, bytes);
     if (!target) return INVALID_VALUE;
+    if (driver.capturing) return driver.capturing->push_back({nullptr, {}, {}, 0, {}, to, from, bytes}), SUCCESS;
     return memcpy(target, from, bytes), SUCCESS;
 }
 int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void*) {
@@ -285,7 +296,7 @@ int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsign
     CALL_IN_CONTEXT;
     Function& kernel = *static_cast<Function*>(function);
     if (shared > kernel.shared || !gx || !gy || !gz || bx * by * bz > 1024) return INVALID_VALUE;
-    Launch launch{&kernel, {gx, gy, gz}, {bx, by, bz}, shared, {}};
+    Launch launch{&kernel, {gx, gy, gz}, {bx, by, bz}, shared, {}, 0, nullptr, 0};
     for (size_t i = 0; i < kernel.sizes.size(); i++) {
         launch.arguments.emplace_back(static_cast<char*>(arguments[i]), kernel.sizes[i]);
     }

@@ -177,6 +177,34 @@ fn captured_launches_run_when_replayed() {
 }
 
 #[test]
+fn a_graph_keeps_its_memory_and_what_it_uploads() {
+    let device = device();
+    let y = upload(&device, &[1.0f32]);
+    let free = device.free_memory().unwrap();
+    let graph = device.capture(&mut || {
+        let x = device.alloc(4)?;
+        device.upload(x, bytemuck::bytes_of(&3.0f32))?;
+        let arguments = [At(y), At(x), F32(10.0), I32(1), I32(0)];
+        let step =
+            Launch { kernel: "test_axpy", grid: [1; 3], block: [32, 1, 1], shared: 0, arguments: &arguments };
+        device.launch(&step)?;
+        for refused in
+            [device.download(y, &mut [0; 4]), device.sync(), device.capture(&mut || Ok(())).map(drop)]
+        {
+            assert!(refused.unwrap_err().to_string().contains("being captured"));
+        }
+        device.release(x)
+    });
+    let graph = graph.unwrap();
+    device.replay(&graph).unwrap();
+    device.replay(&graph).unwrap();
+    assert_eq!(download::<f32>(&device, y, 1), [61.0]);
+    assert!(device.free_memory().unwrap() < free);
+    drop(graph);
+    assert_eq!(device.free_memory().unwrap(), free);
+}
+
+#[test]
 fn what_lies_outside_of_memory_is_refused() {
     let device = device();
     let at = upload(&device, &[0u8; 100]);

@@ -9,9 +9,10 @@
 use super::{Address, Argument, Launch, Runtime, TensorMap, TensorShape};
 use crate::error::{Error, Result};
 use std::{
+    collections::HashMap,
     ffi::{CStr, CString, c_char, c_void},
     ptr::NonNull,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 /// The C++ side's state.
@@ -83,7 +84,39 @@ impl Default for Settings {
 
 struct State {
     machine: NonNull<Machine>,
-    recording: Option<Graph>,
+    /// The steps of a capture under way.
+    recording: Option<Vec<Step>>,
+    /// How many captures there were; the last one's number while one is under way.
+    captures: u64,
+    /// By which capture memory was taken, as long as its graph is there.
+    taken: HashMap<Address, u64>,
+    /// What was given back but belongs to a graph.
+    held: HashMap<u64, Vec<Address>>,
+}
+
+impl State {
+    /// What can only be done at once is refused while other things are put off.
+    fn outside_captures(&self, op: &'static str) -> Result<()> {
+        match self.recording {
+            Some(_) => {
+                Err(Error::internal(op, "launches are being captured, which can hold only uploads besides"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn release(&mut self, address: Address) -> Result<()> {
+        // SAFETY: the machine is locked; the text is a constant.
+        unsafe { complaint("release", emu_release(self.machine.as_ptr(), address.0)) }
+    }
+
+    /// The graph is gone, and nobody can ask for its memory any more.
+    fn end_of(&mut self, graph: u64) {
+        self.taken.retain(|_, owner| *owner != graph);
+        for address in self.held.remove(&graph).unwrap_or_default() {
+            let _ = self.release(address); // given back twice, and nobody left to tell
+        }
+    }
 }
 
 // SAFETY: the machine has no ties to a thread between calls (a launch sets its thread-local state and clears it),
@@ -99,7 +132,7 @@ impl Drop for State {
 
 /// A device on the CPU.
 pub struct Emulator {
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
     checked: bool,
     multiprocessors: usize,
 }
@@ -110,17 +143,29 @@ impl std::fmt::Debug for Emulator {
     }
 }
 
-/// Launches recorded by [`Runtime::capture`].
-#[derive(Debug, Default)]
-pub struct Graph(Vec<Recorded>);
+/// What [`Runtime::capture`] recorded.
+pub struct Graph {
+    state: Arc<Mutex<State>>,
+    number: u64,
+    steps: Vec<Step>,
+}
 
-#[derive(Debug, Clone)]
-struct Recorded {
-    kernel: String,
-    grid: [u32; 3],
-    block: [u32; 3],
-    shared: u32,
-    arguments: Vec<Argument>,
+impl std::fmt::Debug for Graph {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Graph").field(&self.steps).finish()
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        lock(&self.state).end_of(self.number);
+    }
+}
+
+#[derive(Debug)]
+enum Step {
+    Launch { kernel: String, grid: [u32; 3], block: [u32; 3], shared: u32, arguments: Vec<Argument> },
+    Upload { to: Address, bytes: Vec<u8> },
 }
 
 impl Emulator {
@@ -137,14 +182,19 @@ impl Emulator {
         };
         // SAFETY: the machine is ours alone and `order` is one of the three that C++ knows.
         unsafe { emu_configure(machine.as_ptr(), order, seed, settings.checked, settings.lines) };
-        let state = Mutex::new(State { machine, recording: None });
+        let (taken, held) = (HashMap::new(), HashMap::new());
+        let state = Arc::new(Mutex::new(State { machine, recording: None, captures: 0, taken, held }));
         Ok(Emulator { state, checked: settings.checked, multiprocessors: settings.multiprocessors })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // A panic while locked leaves nothing half done: the C++ side finishes each call.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    // A panic while locked leaves nothing half done: the C++ side finishes each call.
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The host's pointer to device memory.
@@ -189,26 +239,40 @@ impl Runtime for Emulator {
     }
 
     fn alloc(&self, bytes: usize) -> Result<Address> {
-        let state = self.state();
+        let mut state = self.state();
         // SAFETY: the machine is locked.
         match unsafe { emu_allocate(state.machine.as_ptr(), bytes) } {
             0 => Err(Error::machine(
                 "alloc",
                 format!("no room for {bytes} more bytes; the emulator has 4 GiB"),
             )),
-            address => Ok(Address(address)),
+            address => {
+                let number = state.captures;
+                if state.recording.is_some() {
+                    state.taken.insert(Address(address), number);
+                }
+                Ok(Address(address))
+            }
         }
     }
 
     fn release(&self, address: Address) -> Result<()> {
-        let state = self.state();
-        // SAFETY: the machine is locked; the text is a constant.
-        unsafe { complaint("release", emu_release(state.machine.as_ptr(), address.0)) }
+        let mut state = self.state();
+        let capture = state.recording.is_some().then_some(state.captures);
+        match state.taken.get(&address).copied().or(capture) {
+            Some(graph) => state.held.entry(graph).or_default().push(address),
+            None => return state.release(address),
+        }
+        Ok(())
     }
 
     fn upload(&self, to: Address, bytes: &[u8]) -> Result<()> {
-        let state = self.state();
+        let mut state = self.state();
         let target = host("upload", &state, to, bytes.len())?;
+        if let Some(steps) = &mut state.recording {
+            steps.push(Step::Upload { to, bytes: bytes.to_vec() });
+            return Ok(());
+        }
         if !bytes.is_empty() {
             // SAFETY: `host` found the range inside one allocation, which no Rust reference points into.
             unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), target, bytes.len()) }
@@ -218,6 +282,7 @@ impl Runtime for Emulator {
 
     fn download(&self, from: Address, bytes: &mut [u8]) -> Result<()> {
         let state = self.state();
+        state.outside_captures("download")?;
         let source = host("download", &state, from, bytes.len())?;
         if !bytes.is_empty() {
             // SAFETY: `host` found the range inside one allocation, which is readable and disjoint from ours.
@@ -248,10 +313,10 @@ impl Runtime for Emulator {
 
     fn launch(&self, launch: &Launch<'_>) -> Result<()> {
         let mut state = self.state();
-        if let Some(graph) = &mut state.recording {
+        if let Some(steps) = &mut state.recording {
             let &Launch { kernel, grid, block, shared, arguments } = launch;
             let (kernel, arguments) = (kernel.to_owned(), arguments.to_vec());
-            graph.0.push(Recorded { kernel, grid, block, shared, arguments });
+            steps.push(Step::Launch { kernel, grid, block, shared, arguments });
             return Ok(());
         }
         let name = CString::new(launch.kernel)
@@ -278,22 +343,31 @@ impl Runtime for Emulator {
     }
 
     fn sync(&self) -> Result<()> {
-        Ok(()) // launches have run when they return
+        self.state().outside_captures("sync") // launches have run when they return
     }
 
     fn capture(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Graph> {
-        if self.state().recording.replace(Graph::default()).is_some() {
-            return Err(Error::internal("capture", "a capture is already under way"));
+        {
+            let mut state = self.state();
+            state.outside_captures("capture")?;
+            state.captures += 1;
+            state.recording = Some(Vec::new());
         }
         let outcome = body();
-        let graph = self.state().recording.take().unwrap_or_default();
+        let mut state = self.state();
+        let (number, steps) = (state.captures, state.recording.take().unwrap_or_default());
+        drop(state); // which a graph locks to go
+        let graph = Graph { state: self.state.clone(), number, steps };
         outcome.map(|()| graph)
     }
 
     fn replay(&self, graph: &Graph) -> Result<()> {
-        graph.0.iter().try_for_each(|recorded| {
-            let Recorded { kernel, grid, block, shared, arguments } = recorded;
-            self.launch(&Launch { kernel, grid: *grid, block: *block, shared: *shared, arguments })
+        self.state().outside_captures("replay")?;
+        graph.steps.iter().try_for_each(|step| match step {
+            Step::Upload { to, bytes } => self.upload(*to, bytes),
+            Step::Launch { kernel, grid, block, shared, arguments } => {
+                self.launch(&Launch { kernel, grid: *grid, block: *block, shared: *shared, arguments })
+            }
         })
     }
 }

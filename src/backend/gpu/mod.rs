@@ -124,10 +124,11 @@ pub trait Runtime: Send + Sync + 'static {
     /// Waits for all launches.
     fn sync(&self) -> Result<()>;
 
-    /// Records the launches that `body` makes instead of running them.
+    /// Records the launches and uploads that `body` makes instead of doing them, the uploaded bytes included; nothing
+    /// else can be done meanwhile. Memory that `body` takes or gives back stays the graph's until that is dropped.
     fn capture(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Self::Graph>;
 
-    /// Runs recorded launches, with the arguments they had.
+    /// Does what was recorded, with the arguments it had.
     fn replay(&self, graph: &Self::Graph) -> Result<()>;
 
     /// Replays, waits, and says how many seconds the launches took by the device's own clock, if it has one.

@@ -2,8 +2,8 @@
 //! a device is opened: the program starts without it.
 //!
 //! One context, one stream, one lock. Everything on the stream runs in order, so the only events are those of the
-//! pinned staging and of the clock, and memory is given out again as soon as its last user is launched. A kernel that fails takes the
-//! context with it; from then on each call says so, and which kernel it may have been.
+//! pinned staging and of the clock, and memory is given out again as soon as its last user is launched. A kernel that
+//! fails takes the context with it; from then on each call says so, and which kernel it may have been.
 
 #![allow(unsafe_code)]
 
@@ -27,7 +27,7 @@ use cudarc::driver::{
     sys::{self, CUresult},
 };
 use kernels::{Failure, Kernels};
-use staging::Staging;
+use staging::{Pinned, Staging};
 use std::{
     collections::VecDeque,
     ffi::c_void,
@@ -74,6 +74,7 @@ struct State {
 struct Capture {
     memory: GraphId,
     launches: usize,
+    uploads: Vec<Pinned>,
 }
 
 // SAFETY: a context may be used by any thread that has made it current, which `Cuda::state` does at each call, and one
@@ -86,6 +87,8 @@ pub struct Graph {
     executable: sys::CUgraphExec,
     memory: GraphId,
     launches: usize,
+    /// What it uploads, as it was when it was captured.
+    uploads: Vec<Pinned>,
 }
 
 // SAFETY: the handle is used with the state locked and its context current, as above.
@@ -177,10 +180,12 @@ impl State {
         self.suspects.push_back(kernel);
     }
 
-    /// A graph holds launches alone: bytes copied now would be copied again at each replay, from wherever they were.
+    /// What can only be done at once is refused while other things are put off.
     fn outside_captures(&self, op: &'static str) -> Result<()> {
         match self.capture {
-            Some(_) => Err(Error::internal(op, "launches are being captured, which can hold nothing else")),
+            Some(_) => {
+                Err(Error::internal(op, "launches are being captured, which can hold only uploads besides"))
+            }
             None => Ok(()),
         }
     }
@@ -243,11 +248,13 @@ impl Drop for State {
 impl Drop for Graph {
     fn drop(&mut self) {
         let mut state = lock(&self.state);
-        // SAFETY: the context is alive, and the driver keeps what is still running until it has run.
+        // SAFETY: the context is alive and the graph has run. A lost device refuses; all the same.
         unsafe {
             let _ = result::ctx::set_current(state.context);
+            let _ = result::stream::synchronize(state.stream);
             let _ = result::graph::exec_destroy(self.executable);
         }
+        self.uploads.iter().for_each(Pinned::free);
         state.arena.end_of(self.memory);
     }
 }
@@ -287,9 +294,14 @@ impl Runtime for Cuda {
 
     fn upload(&self, to: Address, bytes: &[u8]) -> Result<()> {
         let mut state = self.state()?;
-        state.outside_captures("upload")?;
         let stream = state.stream;
-        state.staging.upload(to.0, bytes, stream).map_err(|error| state.failed("upload", error))
+        let done = match &mut state.capture {
+            Some(capture) if !bytes.is_empty() => {
+                Pinned::upload_by_graph(to.0, bytes, stream).map(|kept| capture.uploads.push(kept))
+            }
+            _ => state.staging.upload(to.0, bytes, stream),
+        };
+        done.map_err(|error| state.failed("upload", error))
     }
 
     fn download(&self, from: Address, bytes: &mut [u8]) -> Result<()> {
@@ -363,21 +375,22 @@ impl Runtime for Cuda {
             unsafe { result::stream::begin_capture(state.stream, mode) }
                 .map_err(|error| state.failed("capture", error))?;
             let memory = state.arena.begin();
-            state.capture = Some(Capture { memory, launches: 0 });
+            state.capture = Some(Capture { memory, launches: 0, uploads: Vec::new() });
         }
         let outcome = body();
         let mut state = lock(&self.state);
-        let Some(Capture { memory, launches }) = state.capture.take() else {
+        let Some(Capture { memory, launches, uploads }) = state.capture.take() else {
             return Err(Error::internal("capture", "it ended by itself"));
         };
         state.arena.end();
         let executable = state.end_capture();
         if executable.is_err() {
+            uploads.iter().for_each(Pinned::free);
             state.arena.end_of(memory);
         }
         drop(state); // which a graph locks to go
-        let graph =
-            executable.map(|executable| Graph { state: self.state.clone(), executable, memory, launches });
+        let state = self.state.clone();
+        let graph = executable.map(|executable| Graph { state, executable, memory, launches, uploads });
         outcome?;
         graph
     }

@@ -68,11 +68,11 @@ impl Staging {
     pub(super) fn new() -> Result<Self, DriverError> {
         let slot = || {
             let done = result::event::create(CUevent_flags::CU_EVENT_DISABLE_TIMING)?;
-            Ok(Slot { memory: Pinned::new()?, done })
+            Ok(Slot { memory: Pinned::new(SLOT)?, done })
         };
         let slots = (0..SLOTS).map(|_| slot()).collect::<Result<_, DriverError>>()?;
         let ring = Ring { slots: SLOTS, bytes: SLOT, slot: 0, used: 0 };
-        Ok(Staging { ring, slots, landing: Pinned::new()? })
+        Ok(Staging { ring, slots, landing: Pinned::new(SLOT)? })
     }
 
     /// Copies bytes to a device address, in order with everything on the stream. The bytes are free on return.
@@ -133,22 +133,39 @@ impl Staging {
     }
 }
 
-/// Host memory the device reads and writes by itself; SLOT bytes.
+/// Host memory the device reads and writes by itself.
 #[derive(Debug)]
-struct Pinned(*mut u8);
+pub(super) struct Pinned {
+    memory: *mut u8,
+    bytes: usize,
+}
 
 impl Pinned {
-    fn new() -> Result<Self, DriverError> {
+    fn new(bytes: usize) -> Result<Self, DriverError> {
         // SAFETY: the memory is filled below before anybody reads it.
-        let memory = unsafe { result::malloc_host(SLOT, 0)? }.cast::<u8>();
-        // SAFETY: SLOT bytes were just allocated there.
-        unsafe { memory.write_bytes(0, SLOT) };
-        Ok(Pinned(memory))
+        let memory = unsafe { result::malloc_host(bytes, 0)? }.cast::<u8>();
+        // SAFETY: so many bytes were just allocated there.
+        unsafe { memory.write_bytes(0, bytes) };
+        Ok(Pinned { memory, bytes })
+    }
+
+    /// Bytes for a graph to upload each time it runs; they are to stay until it is gone.
+    pub(super) fn upload_by_graph(
+        to: u64,
+        bytes: &[u8],
+        capturing: sys::CUstream,
+    ) -> Result<Self, DriverError> {
+        let mut pinned = Pinned::new(bytes.len())?;
+        let kept = pinned.part(0, bytes);
+        // SAFETY: the caller keeps the bytes, and the runtime above gave out the address with room for as many.
+        let recorded = unsafe { result::memcpy_htod_async(to, kept, capturing) };
+        recorded.inspect_err(|_| pinned.free())?;
+        Ok(pinned)
     }
 
     fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: SLOT initialised bytes that only this value points to.
-        unsafe { std::slice::from_raw_parts_mut(self.0, SLOT) }
+        // SAFETY: initialised bytes that only this value points to.
+        unsafe { std::slice::from_raw_parts_mut(self.memory, self.bytes) }
     }
 
     /// Copies bytes to an offset and shows them there.
@@ -158,9 +175,10 @@ impl Pinned {
         part
     }
 
-    fn free(&self) {
+    /// Gives it back; the context is current and nothing on the device uses it any more.
+    pub(super) fn free(&self) {
         // SAFETY: allocated in `new`, and the owner forgets it with this call. A lost device refuses; all the same.
-        let _ = unsafe { result::free_host(self.0.cast()) };
+        let _ = unsafe { result::free_host(self.memory.cast()) };
     }
 }
 
