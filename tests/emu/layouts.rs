@@ -9,11 +9,22 @@ use pellucid::backend::gpu::{
 };
 
 fn map(device: &Emulator, address: Address, sizes: &[usize], tile: &[u32], swizzle: usize) -> Argument {
+    map_of(device, 2, address, sizes, tile, swizzle)
+}
+
+fn map_of(
+    device: &Emulator,
+    element: u32,
+    address: Address,
+    sizes: &[usize],
+    tile: &[u32],
+    swizzle: usize,
+) -> Argument {
     let strides: Vec<u64> =
-        (1..sizes.len()).map(|i| sizes[..i].iter().product::<usize>() as u64 * 2).collect();
+        (1..sizes.len()).map(|i| sizes[..i].iter().product::<usize>() as u64 * u64::from(element)).collect();
     let sizes: Vec<u64> = sizes.iter().map(|&size| size as u64).collect();
     let swizzle = swizzle as u32;
-    let shape = TensorShape { address, element: 2, sizes: &sizes, strides: &strides, tile, swizzle };
+    let shape = TensorShape { address, element, sizes: &sizes, strides: &strides, tile, swizzle };
     Argument::TensorMap(device.tensor_map(&shape).unwrap())
 }
 
@@ -229,5 +240,48 @@ fn a_barrier_is_given_up_before_its_memory_has_another_use() {
             let report = run(bug).0.unwrap_err();
             assert!(report.starts_with("launch: mbarrier: ") && report.contains(what), "bug {bug}: {report}");
         }
+    }
+}
+
+#[track_caller]
+fn reported(rules: &[&str], report: Result<(), String>) {
+    let report = report.expect_err("it is not reported");
+    let named = rules.iter().any(|rule| report.starts_with(&format!("launch: {rule}: ")));
+    assert!(named, "expected {rules:?}, got {report}");
+}
+
+#[test]
+fn one_buffer_serves_tile_after_tile() {
+    for device in devices() {
+        let run = |bug| {
+            let matrix: Vec<f32> = (0..30 * 32).map(|i| i as f32).collect();
+            let at = upload(&device, &matrix);
+            let map = map_of(&device, 4, at, &[32, 30], &[32, 8], 0);
+            let outcome = launch(&device, "test_tiles", [1, 64], 1040, &[map, I32(4), I32(bug)]);
+            (outcome, download::<f32>(&device, at, 30 * 32))
+        };
+        let (outcome, matrix) = run(0);
+        outcome.unwrap();
+        assert!(matrix.iter().enumerate().all(|(i, &v)| v == i as f32 + 1.0));
+        reported(&["race"], run(1).0);
+        reported(&["not-waited", "race", "mbarrier"], run(2).0);
+        reported(&["missing-fence", "race", "not-waited"], run(3).0);
+        reported(&["not-waited"], run(4).0);
+    }
+}
+
+#[test]
+fn results_replace_operands_when_all_have_read_them() {
+    for device in devices() {
+        let run = |bug| {
+            let d = blank::<f32>(&device, 4096);
+            let outcome = launch(&device, "test_over", [1, 256], 64 * 64 * 4, &[At(d), I32(bug)]);
+            (outcome, download::<f32>(&device, d, 4096))
+        };
+        let (outcome, d) = run(0);
+        outcome.unwrap();
+        assert!(d.iter().enumerate().all(|(i, &v)| v == f32::from(i / 64 == i % 64)));
+        reported(&["race", "missing-fence"], run(1).0);
+        reported(&["uninitialised"], run(2).0);
     }
 }

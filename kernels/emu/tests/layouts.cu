@@ -133,4 +133,71 @@ KERNEL void __launch_bounds__(64) test_inval(int* out, int bug) {
 }
 EMU_REGISTER(test_inval)
 
+// Adds 1 to tiles of 8 rows and 32 columns of f32, one after another through one buffer. bug 1: the next tile is loaded
+// before the last one's store has read it, 2: the barrier's parity is not turned, 3: thread 0 does not wait for the
+// others to have added before it stores, 4: nobody waits at the end
+KERNEL void __launch_bounds__(64) test_tiles(const __grid_constant__ CUtensorMap map, int tiles, int bug) {
+    DYN_SMEM(memory);
+    float* buffer = reinterpret_cast<float*>(memory);
+    const uint32_t base = smem_u32(memory), bar = base + 1024;
+    if (threadIdx.x == 0) {
+        mbar_init(bar, 1);
+        fence_mbar_init();
+    }
+    __syncthreads();
+    for (int tile = 0; tile < tiles; tile++) {
+        if (threadIdx.x == 0) {
+            if (bug != 1) bulk_wait_read<0>();
+            mbar_arrive_expect_tx(bar, 1024);
+            tma_load_2d(base, &map, bar, 0, tile * 8);
+        }
+        mbar_wait(bar, bug == 2 ? 0 : tile % 2);
+        for (int i = threadIdx.x; i < 256; i += 64) buffer[i] += 1.0f;
+        fence_proxy_async();
+        if (bug != 3) __syncthreads();
+        if (threadIdx.x == 0) {
+            tma_store_2d(&map, base, 0, tile * 8);
+            bulk_commit();
+        }
+    }
+    if (threadIdx.x == 0 && bug != 4) bulk_wait<0>();
+}
+EMU_REGISTER(test_tiles)
+
+// d [64, 64] = the identity times its transpose, by each of two warpgroups, and then by way of the operand's own memory.
+// bug 1: a warpgroup writes there while the other may still multiply, 2: it reads rows of B that nobody wrote
+KERNEL void __launch_bounds__(256) test_over(float* d, int bug) {
+    DYN_SMEM(memory);
+    const uint32_t base = smem_u32(memory);
+    const int group = threadIdx.x / 128, thread = threadIdx.x % 128, lane = threadIdx.x % 32;
+    for (int i = threadIdx.x; i < (bug == 2 ? 504 : 512); i += 256) {  // 16-byte pieces
+        const int row = i / 8, piece = i % 8;
+        const unsigned one = row % 2 ? 0x3F800000u : 0x3F80u;  // in bf16, in either half of a word
+        const auto word = [&](int w) { return row / 8 == piece && row % 8 / 2 == w ? one : 0u; };
+        store_16(memory + row * 128 + (piece ^ row % 8) * 16, make_uint4(word(0), word(1), word(2), word(3)));
+    }
+    fence_proxy_async();
+    __syncthreads();
+    float sum[32] = {};
+    wgmma_fence_regs(sum);
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        wgmma_m64n64k16<0, 0>(sum, desc_sw128(base + 32 * k, 0, 1024), desc_sw128(base + 32 * k, 0, 1024), 1);
+    }
+    wgmma_commit();
+    wgmma_wait<0>();
+    wgmma_fence_regs(sum);
+    if (bug != 1) __syncthreads();
+    if (group == 0) {
+        float* tile = reinterpret_cast<float*>(memory);  // [64, 64]
+        const int row = thread / 32 * 16 + lane / 4;
+#pragma unroll
+        for (int i = 0; i < 32; i++) tile[(row + i / 2 % 2 * 8) * 64 + i / 4 * 8 + lane % 4 * 2 + i % 2] = sum[i];
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < 4096; i += 256) d[i] = reinterpret_cast<const float*>(memory)[i];
+}
+EMU_REGISTER(test_over)
+
 #endif
