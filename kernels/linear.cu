@@ -66,11 +66,14 @@ __device__ __forceinline__ void linear_tile(const LinearTask<SIDES>& task, const
                 rank};
     };
 
-    // Sums begin at +0 and so never are -0: the zeros that rows without an adapter get change no bit.
     typename Tile::Sums total = {};
     const int lane = threadIdx.x % 32;
     const auto done = [&](int c, const typename Tile::Sums& sums) {
-        const float scale = c < of_x ? 1.0f : adapters->scale[adapter(c)];
+        // An adapter's product goes to its own rows alone: to others it is zero only where B is finite.
+        const int of = c < of_x ? -1 : adapter(c);
+        const float scale = of < 0 ? 1.0f : adapters->scale[of];
+        const unsigned first = of < 0 ? row : adapters->first[of], count = of < 0 ? Tile::M : adapters->end[of] - first;
+        const unsigned at = row + Tile::row() + lane / 4 - first;
         const bool biased = c == of_x - 1 && !task.partial;
 #pragma unroll
         for (int j = 0; j < Tile::BLOCKS_N; j++) {
@@ -85,7 +88,8 @@ __device__ __forceinline__ void linear_tile(const LinearTask<SIDES>& task, const
             for (int i = 0; i < Tile::BLOCKS_M; i++) {
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
-                    total[i][j][e] = __fadd_rn(total[i][j][e], __fmul_rn(scale, sums[i][j][e]));
+                    const float more = __fmul_rn(scale, sums[i][j][e]);
+                    if (at + i * 16 + e / 2 * 8 < count) total[i][j][e] = __fadd_rn(total[i][j][e], more);
                     if (biased) total[i][j][e] = __fadd_rn(total[i][j][e], b[e % 2]);
                 }
             }

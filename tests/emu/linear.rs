@@ -163,6 +163,12 @@ impl Case {
         self.run(gpu, Dtype::BF16, 0..self.sizes[0])
     }
 
+    /// The same with an infinite B in the first adapter.
+    pub(super) fn spoiled(mut self) -> Case {
+        self.sides.iter_mut().for_each(|side| side.lora[0].b.fill(bf16::INFINITY));
+        self
+    }
+
     /// At most twice as far from the oracle as the plain computation in the same dtypes, plus a unit.
     pub(super) fn check(&self, got: &[f64]) {
         let all = 0..self.sizes[0];
@@ -299,6 +305,19 @@ fn windows_of_a_fused_weight_give_the_same_bits() {
         for columns in [0..13, 13..29, 29..30] {
             let part: Vec<f64> = (0..3).flat_map(|row| whole[row * 30..][columns.clone()].to_vec()).collect();
             same_bits(&format!("columns {columns:?}"), &run(columns.clone()), &part);
+        }
+    }
+}
+
+#[test]
+fn a_spoiled_adapter_spoils_its_own_rows_alone() {
+    for end in [End::Add, End::Gate(Activation::Silu)] {
+        let case = || Case::new([70, 72, 40], end, true, &[(3..60, 8), (60..65, 16)]);
+        for gpu in cuts() {
+            let (sound, spoiled) = (case().on(&gpu), case().spoiled().on(&gpu));
+            assert!(spoiled[3 * 40..60 * 40].iter().all(|v| !v.is_finite()));
+            same_bits("rows before", &sound[..3 * 40], &spoiled[..3 * 40]);
+            same_bits("rows behind", &sound[60 * 40..], &spoiled[60 * 40..]);
         }
     }
 }

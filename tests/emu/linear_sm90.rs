@@ -78,6 +78,19 @@ fn a_row_has_the_same_bits_alone_and_in_company() {
 }
 
 #[test]
+fn a_spoiled_adapter_spoils_its_own_rows_alone() {
+    for end in [End::Add, End::Gate(Silu)] {
+        let case = || Case::new([70, 72, 40], end, true, &[(3..60, 8), (60..65, 16)]);
+        for gpu in cuts() {
+            let (sound, spoiled) = (case().on(&gpu), case().spoiled().on(&gpu));
+            assert!(spoiled[3 * 40..60 * 40].iter().all(|v| !v.is_finite()));
+            same_bits("rows before", &sound[..3 * 40], &spoiled[..3 * 40]);
+            same_bits("rows behind", &sound[60 * 40..], &spoiled[60 * 40..]);
+        }
+    }
+}
+
+#[test]
 fn threads_may_run_in_any_order() {
     let case = Case::new([70, 600, 208], End::Gate(Silu), true, &[(3..69, 8)]);
     let orders = [Order::Ascending, Order::Descending, Order::Random(1), Order::Random(2), Order::Random(3)];
