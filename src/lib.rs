@@ -3,7 +3,7 @@
 //! The crate is a column: each module uses only the modules above it in this list
 //! (`tests/architecture.rs` holds it to that). *Tensors* live on a *backend*; *formats* bring weights,
 //! *prompts* bring words and pictures; a *model* turns them into logits; an *engine* turns logits into
-//! completions; the *cli* is how people reach it.
+//! completions; *train* turns graded completions into a better adapter; the *cli* is how people reach it.
 
 pub mod error;
 pub mod tensor;
@@ -12,5 +12,6 @@ pub mod format;
 pub mod prompt;
 pub mod model;
 pub mod engine;
+pub mod train;
 
 pub use error::{Error, Result};

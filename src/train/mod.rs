@@ -1,0 +1,3 @@
+//! Graded completions into a better adapter.
+
+pub mod objective;
