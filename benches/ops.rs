@@ -8,7 +8,7 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 use pellucid::{
-    backend::{Activation, Backend, Epilogue, Linear, LogProbs, Pages, cpu::Cpu},
+    backend::{Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProbs, Pages, cpu::Cpu},
     tensor::{Dtype, Tensor},
 };
 use std::time::Duration;
@@ -153,6 +153,13 @@ fn rest(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("logprobs", rows), |bencher| {
             bencher.iter(|| cpu.logprobs(&mut out, &hidden, &weight, &targets, 1.0).unwrap());
         });
+        let mut out = Drawn { token: indices(vec![0; rows]), logp: zeros() };
+        for (name, draw) in [("sample", Draw::default()), ("top_p", Draw { top_p: 0.9, ..Draw::default() })] {
+            let draws = vec![draw; rows];
+            group.bench_function(BenchmarkId::new(name, rows), |bencher| {
+                bencher.iter(|| cpu.sample(&mut out, &hidden, &weight, &draws).unwrap());
+            });
+        }
     }
 }
 

@@ -22,7 +22,8 @@
 //! * `rope`: the angle is the f32 product of position and frequency; its sine and cosine err no more than if it were
 //!   rounded once more.
 //! * `sample`: the log-prob of the drawn token is, bit for bit, what `logprobs` gives for it; noise is a function of
-//!   seed, position and token ([`philox`]).
+//!   seed, position and token ([`philox`]). Backends may differ in a kept token or a winner where roundings decide:
+//!   a CPU weighs tokens in f64, a device in integers, whose sums no order of threads can change.
 
 pub mod check;
 pub mod cpu;

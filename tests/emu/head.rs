@@ -122,6 +122,19 @@ fn a_row_has_the_same_bits_alone_and_in_company() {
     }
 }
 
+/// More rows than one launch takes go in parts; what is beside the last ones does not matter.
+#[test]
+fn parts_meet_without_a_seam() {
+    let (gpu, case) = (gpu(), Case::new(4100, 3, 5));
+    let (all, end) = (case.logprobs(&gpu, 1.0), case.rows(4080..4100).logprobs(&gpu, 1.0));
+    assert!((0..4).all(|at| all[at][4080..] == end[at]));
+    let case = case.rows(0..259);
+    let draws: Vec<_> =
+        (0..259).map(|row| Draw { position: row, top_k: row as usize % 3, ..Draw::default() }).collect();
+    let (all, end) = (case.sample(&gpu, &draws), case.rows(250..259).sample(&gpu, &draws[250..]));
+    assert_eq!((&all.0[250..], &all.1[250..]), (&end.0[..], &end.1[..]));
+}
+
 /// What rows with filters keep is what `linear` makes, bit for bit, in every tile.
 #[test]
 fn kept_logits_are_those_of_a_linear() {
