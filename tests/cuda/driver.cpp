@@ -1,6 +1,7 @@
 // A stand-in for NVIDIA's driver library, over the emulated device: what `Cuda` calls, under the names and with the
 // refusals of the real one. It is stricter where that one is silent: a call without a current context, a copy outside
-// of an allocation, a launch with more shared memory than was asked for, all are refused.
+// of an allocation, a launch with more shared memory than was asked for, all are refused. Bytes are uploaded as late as
+// may be: when something needs them, or waits.
 //
 // STAND_IN in the environment makes it another machine, in words between spaces: `version=12040`, `devices=0`,
 // `capability=75`, `memory=BYTES`, and `fail=NAME:N:CODE`, by which the N-th call of a function returns an error. As on
@@ -83,6 +84,7 @@ struct Driver {
     int capability = std::stoi(setting("capability", "90"));
     int others = 0;  // streams, events, pinned memory, modules, graphs that are not given back yet
     Graph* capturing = nullptr;
+    Graph uploads;  // that are still to be done
 } driver;
 thread_local bool current = false;
 
@@ -118,6 +120,13 @@ int run(const Launch& launch) {
     if (!report) return SUCCESS;
     fprintf(stderr, "stand-in driver: %s\n", report);
     return driver.sticky = LAUNCH_FAILED;
+}
+
+int catch_up() {
+    Graph uploads;
+    uploads.swap(driver.uploads);
+    for (const Launch& upload : uploads) run(upload);
+    return SUCCESS;
 }
 
 // The part of a fatbin that this device can run, as it lies in the image.
@@ -198,7 +207,7 @@ int cuStreamCreate(void** stream, unsigned flags) {
 int cuStreamDestroy_v2(void*) { return driver.others--, SUCCESS; }
 int cuStreamSynchronize(void*) {
     CALL_IN_CONTEXT;
-    return driver.capturing ? CAPTURE_UNSUPPORTED : SUCCESS;
+    return driver.capturing ? CAPTURE_UNSUPPORTED : catch_up();
 }
 int cuEventCreate(void** event, unsigned) {
     CALL_IN_CONTEXT;
@@ -217,7 +226,7 @@ int cuEventElapsedTime_v2(float* milliseconds, void* start, void* end) {
 }
 int cuEventSynchronize(void*) {
     CALL_IN_CONTEXT;
-    return SUCCESS;
+    return catch_up();
 }
 
 int cuMemHostAlloc(void** memory, size_t bytes, unsigned) {
@@ -236,6 +245,7 @@ int cuMemAlloc_v2(uint64_t* address, size_t bytes) {
 int cuMemFree_v2(uint64_t address) {
     CALL_IN_CONTEXT;
     if (!driver.allocations.count(address)) return INVALID_VALUE;
+    catch_up();
     driver.used -= driver.allocations[address];
     driver.allocations.erase(address);
     return emu_release(driver.machine, address) ? INVALID_VALUE : SUCCESS;
@@ -248,12 +258,13 @@ int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void*) {
     CALL_IN_CONTEXT;
     char* target = emu_host(driver.machine, to, bytes);
     if (!target) return INVALID_VALUE;
-    if (driver.capturing) return driver.capturing->push_back({nullptr, {}, {}, 0, {}, to, from, bytes}), SUCCESS;
-    return memcpy(target, from, bytes), SUCCESS;
+    Graph& list = driver.capturing ? *driver.capturing : driver.uploads;
+    return list.push_back({nullptr, {}, {}, 0, {}, to, from, bytes}), SUCCESS;
 }
 int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void*) {
     CALL_IN_CONTEXT;
     if (driver.capturing) return CAPTURE_UNSUPPORTED;
+    catch_up();
     const char* source = emu_host(driver.machine, from, bytes);
     if (!source) return INVALID_VALUE;
     return memcpy(to, source, bytes), SUCCESS;
@@ -301,6 +312,7 @@ int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsign
         launch.arguments.emplace_back(static_cast<char*>(arguments[i]), kernel.sizes[i]);
     }
     if (driver.capturing) return driver.capturing->push_back(std::move(launch)), SUCCESS;
+    catch_up();
     return run(launch);
 }
 
@@ -323,6 +335,7 @@ int cuGraphDestroy(void* graph) { return delete static_cast<Graph*>(graph), driv
 int cuGraphExecDestroy(void* graph) { return delete static_cast<Graph*>(graph), driver.others--, SUCCESS; }
 int cuGraphLaunch(void* executable, void*) {
     CALL_IN_CONTEXT;
+    catch_up();
     for (const Launch& launch : *static_cast<Graph*>(executable)) {
         if (const int failed = run(launch)) return failed;
     }
