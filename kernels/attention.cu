@@ -8,8 +8,9 @@
 // in      p.q bf16 [T, H, D]; p.k, p.v bf16 [T, G, D], or with p.tables i32 [B, width] the pages [N, G, 64, D];
 //         p.starts i32 [B + 1]; p.lengths i32 [B] or null; p.scale times log2(e), above 0
 // out     out bf16 [T, H, D]; lse f32 [T, H] or null
-// launch  grid (T H / G / 64 + B, G), block (128), shared 256 (2 WIDTH + 16) bytes; attention_WIDTH takes D <= WIDTH.
-//         T H / G below 2^31. Rows are read 16 bytes at a time where D is a multiple of 8.
+// launch  grid (T H / G / 64 + B, G), block (128), shared 256 (2 WIDTH + 16) bytes and 2048 for each 16 columns of queries
+//         that are not held in registers (128: 6 of them); attention_WIDTH takes D <= WIDTH, a multiple of 8 if above 32;
+//         T H below 2^31
 // floor   bytes 4THD + 4TGD a pass over the sequences (keys again for each 64 lines, from L2); flops 4HD times the pairs
 //         of query and key that see each other: bound by arithmetic. One causal sequence of 4096, H = 16, G = 2,
 //         D = 128 at 790 TFLOP/s: 87 us

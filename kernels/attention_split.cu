@@ -3,14 +3,14 @@
 // As attention.cu, and the same bits. Warp w scores keys 16w to 16w + 15 of a tile; the scores go through shared memory, so
 // that every warp knows them all and takes the same softmax; then warp w weighs its quarter of the value columns.
 //
-// With grid z = 1 a block takes all splits and writes out and lse. With more, block z takes split z alone and leaves its
-// greatest score, sum and weighted values in `parts`; attention_merge then merges them in order.
+// Without `parts` a block takes all splits. With them, block z takes split z alone and leaves its weighted values, greatest
+// score and sum there; the last of a sequence's blocks to finish merges what all have left, in order of splits.
 //
 // in      p as attention.cu
-// out     z = 1: out bf16 [T, H, D], lse f32 [T, H] or null; else parts f32 [Z, T, H, WIDTH + 2]: WIDTH values, the
-//         greatest score (times scale log2(e)), the sum; blocks whose split no query sees write nothing
-// launch  grid (B, G S, 1 or Z), block (128), shared 256 (2 WIDTH + 16) + 4608 bytes; the S blocks of a sequence and head
-//         take its lines 16 at a time in turn. Z at least the splits of the longest sequence; the width of parts is P's.
+// out     out bf16 [T, H, D]; lse f32 [T, H] or null
+// work    parts f32 [Z, T, H, WIDTH + 4] or null; tickets i32 [B, G S], zero before and after
+// launch  grid (B, G S, Z), Z = 1 without parts, else at least the splits of the longest sequence; block (128), shared
+//         256 (2 WIDTH + 16) + 4608 bytes; the S blocks of a sequence and head take its lines 16 at a time in turn
 // floor   bytes 4GD a key and 4HD a query: bound by memory. 64 sequences of 1024 keys, G = 2, D = 128 at 4.3 TB/s: 16 us
 // order   as attention.cu
 // pair    the same bits: attention.cu; CPU reference: backend::plain paged_attention; emulated: yes
@@ -39,27 +39,100 @@ __device__ __forceinline__ void share_scores(float (&all)[TILE / 8][4], const fl
     }
 }
 
+// What a split leaves of a line: WIDTH values, the greatest score, the sum; two more, so that rows are aligned.
 template <int WIDTH>
-__device__ __forceinline__ void attend(const Problem& p, __nv_bfloat16* out, float* lse, float* parts, int rows) {
+struct Parts {
+    static constexpr int PITCH = WIDTH + 4;
+    float* memory;
+    int64_t lines;  // T H
+
+    __device__ __forceinline__ float* of(int split, int at) const { return memory + (split * lines + at) * PITCH; }
+};
+
+template <int WIDTH, int COUNT>
+__device__ __forceinline__ void leave(const Parts<WIDTH>& parts, int split, const Lines& lines, const Sums& total,
+                                      const float (&o)[COUNT][4], int first) {
+    const int t = threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        if (!lines.exists(r)) continue;
+        float* part = parts.of(split, lines.at(r));
+#pragma unroll
+        for (int n = 0; n < COUNT; n++) {
+            if (first + n * 8 >= WIDTH) break;
+            *reinterpret_cast<float2*>(part + first + n * 8 + t) = make_float2(o[n][r * 2], o[n][r * 2 + 1]);
+        }
+        if (first == 0 && t == 0) {
+            *reinterpret_cast<float2*>(part + WIDTH) = make_float2(total.greatest[r], total.sum[r]);
+        }
+    }
+}
+
+// A warp merges the parts of a line, a lane four columns.
+template <int WIDTH>
+__device__ __forceinline__ void merge_parts(const Problem& p, const Sequence& s, int kv_head, int line,
+                                            const Parts<WIDTH>& parts, __nv_bfloat16* out, float* lse) {
+    const int at = place_of(p, s, kv_head, line), lane = threadIdx.x % 32;
+    const int splits = (sees(p, s, line) + SPLIT_TILES * TILE - 1) / (SPLIT_TILES * TILE);
+    for (int column = lane * 4; column < p.head_dim; column += 128) {
+        float greatest = -INFINITY, sum = 0.0f, o[4] = {}, keep, add;
+#pragma unroll 4
+        for (int split = 0; split < splits; split++) {
+            const float* part = parts.of(split, at);
+            const float2 sums = *reinterpret_cast<const float2*>(part + WIDTH);
+            const uint4 bits = load_16(part + column);
+            const uint32_t values[4] = {bits.x, bits.y, bits.z, bits.w};
+            merge(greatest, sum, sums.x, sums.y, keep, add);
+#pragma unroll
+            for (int e = 0; e < 4; e++) o[e] = merged(o[e], __uint_as_float(values[e]), keep, add);
+        }
+        const float inverse = __fdiv_rn(1.0f, sum);
+#pragma unroll
+        for (int e = 0; e < 4; e += 2) {
+            write_pair<WIDTH>(out + int64_t(at) * p.head_dim, column + e, p.head_dim, __fmul_rn(o[e], inverse),
+                              __fmul_rn(o[e + 1], inverse));
+        }
+        if (lse && column == 0) lse[at] = log_sum(greatest, sum);
+    }
+}
+
+// Whether all other blocks of this sequence and share have finished; what they wrote is then seen.
+__device__ __forceinline__ bool is_last(int* tickets, int* shared) {
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        int* ticket = tickets + blockIdx.x * gridDim.y + blockIdx.y;
+        *shared = atomicAdd(ticket, 1) == int(gridDim.z) - 1;
+        if (*shared) atomicExch(ticket, 0);
+    }
+    __syncthreads();
+    __threadfence();
+    return *shared;
+}
+
+template <int WIDTH>
+__device__ __forceinline__ void attend(const Problem& p, __nv_bfloat16* out, float* lse, float* memory_of_parts,
+                                       int* tickets, int rows) {
     constexpr int COUNT = (WIDTH / 8 + 3) / 4;  // 8 columns each, of a warp's quarter
     DYN_SMEM(memory);
     float* shared = reinterpret_cast<float*>(memory + STAGES * 2 * Ring<WIDTH>::TILE_BYTES);
+    const Parts<WIDTH> parts{memory_of_parts, int64_t(rows) * p.kv_heads * p.group};
     const Sequence s = sequence_of(p, int(blockIdx.x));
-    const int kv_head = int(blockIdx.y) % p.kv_heads, count = s.queries * p.group;
+    const int kv_head = int(blockIdx.y) % p.kv_heads, count = s.queries * p.group, split = int(blockIdx.z);
+    const int begin_line = int(blockIdx.y) / p.kv_heads * LINES, stride = int(gridDim.y) / p.kv_heads * LINES;
     const int warp = threadIdx.x / 32, column = warp * COUNT * 8;
-    const bool whole = gridDim.z == 1;
 
-    for (int first = int(blockIdx.y) / p.kv_heads * LINES; first < count; first += int(gridDim.y) / p.kv_heads * LINES) {
+    for (int first = begin_line; first < count; first += stride) {
         const int seen_by_first = sees(p, s, first), seen_by_last = sees(p, s, min(first + LINES, count) - 1);
-        const int begin = int(blockIdx.z) * SPLIT_TILES, tiles = (seen_by_last + TILE - 1) / TILE;
-        const int end = whole ? tiles : min(tiles, begin + SPLIT_TILES);
+        const int begin = split * SPLIT_TILES, tiles = (seen_by_last + TILE - 1) / TILE;
+        const int end = parts.memory ? min(tiles, begin + SPLIT_TILES) : tiles;
         if (begin >= end) continue;
         Ring<WIDTH> ring{p, s, memory, kv_head, begin, end};
         ring.start();
         const Lines lines(p, s, kv_head, first);
         const Queries<WIDTH> q(p, lines, memory);
 
-        Sums total, split;
+        Sums total, sums;
         float total_o[COUNT][4] = {}, o[COUNT][4] = {};
         for (int tile = begin; tile < end; tile++) {
             const uint32_t place = ring.wait(tile);
@@ -67,39 +140,32 @@ __device__ __forceinline__ void attend(const Problem& p, __nv_bfloat16* out, flo
             scores<WIDTH, 1>(mine, q, place, warp * 16);
             share_scores(score, mine, shared);
             uint32_t probability[4][4];
-            softmax(probability, score, split, factor, lines, tile * TILE, (tile + 1) * TILE <= seen_by_first, p.scale);
+            softmax(probability, score, sums, factor, lines, tile * TILE, (tile + 1) * TILE <= seen_by_first, p.scale);
             weigh<WIDTH, COUNT>(o, probability, factor, place + Ring<WIDTH>::TILE_BYTES, column);
-            if (tile % SPLIT_TILES == SPLIT_TILES - 1 || tile == end - 1) take_split(total, total_o, split, o);
+            if (tile % SPLIT_TILES == SPLIT_TILES - 1 || tile == end - 1) take_split(total, total_o, sums, o);
         }
         __syncthreads();  // the ring begins anew
-        if (whole) {
+        if (parts.memory) {
+            leave(parts, split, lines, total, total_o, column);
+        } else {
             write_lines<WIDTH, COUNT>(p, out, lse, lines, total, total_o, column);
-            continue;
         }
-        const int t = threadIdx.x % 4 * 2;
-        for (int r = 0; r < 2; r++) {
-            if (!lines.exists(r)) continue;
-            const int heads = p.kv_heads * p.group;
-            float* part = parts + (int64_t(blockIdx.z) * rows * heads + lines.at(r)) * (WIDTH + 2);
-#pragma unroll
-            for (int n = 0; n < COUNT; n++) {
-                if (column + n * 8 >= WIDTH) break;
-                float2* to = reinterpret_cast<float2*>(part + column + n * 8 + t);
-                *to = make_float2(total_o[n][r * 2], total_o[n][r * 2 + 1]);
-            }
-            if (warp == 0 && t == 0) {
-                *reinterpret_cast<float2*>(part + WIDTH) = make_float2(total.greatest[r], total.sum[r]);
-            }
+    }
+    if (!parts.memory || !is_last(tickets, reinterpret_cast<int*>(memory))) return;
+    for (int first = begin_line; first < count; first += stride) {
+        const int end = min(first + LINES, count);
+        for (int line = first + warp; line < end; line += THREADS / 32) {
+            merge_parts(p, s, kv_head, line, parts, out, lse);
         }
     }
 }
 
-#define ATTENTION_SPLIT(WIDTH, BLOCKS)                                                  \
-    KERNEL void __launch_bounds__(THREADS, BLOCKS)                                      \
-        attention_split_##WIDTH(__nv_bfloat16* out, float* lse, float* parts, int rows, \
-                                const __grid_constant__ Problem p) {                    \
-        attend<WIDTH>(p, out, lse, parts, rows);                                        \
-    }                                                                                   \
+#define ATTENTION_SPLIT(WIDTH, BLOCKS)                                                                \
+    KERNEL void __launch_bounds__(THREADS, BLOCKS)                                                    \
+        attention_split_##WIDTH(__nv_bfloat16* out, float* lse, float* parts, int* tickets, int rows, \
+                                const __grid_constant__ Problem p) {                                  \
+        attend<WIDTH>(p, out, lse, parts, tickets, rows);                                             \
+    }                                                                                                 \
     EMU_REGISTER(attention_split_##WIDTH)
 
 ATTENTION_SPLIT(32, 4)
@@ -107,36 +173,3 @@ ATTENTION_SPLIT(64, 4)
 ATTENTION_SPLIT(80, 3)
 ATTENTION_SPLIT(128, 3)
 ATTENTION_SPLIT(256, 1)
-
-// Merges the parts that attention_split_WIDTH left: a thread a column, all splits that a query sees in order.
-//
-// in      parts f32 [Z, T, H, width + 2]; p as above
-// out     out bf16 [T, H, D]; lse f32 [T, H] or null
-// launch  grid (B, H), block (128); each block takes its sequence's queries in turn
-// floor   bytes 4(D + 2)Z + 2D a query and head: bound by memory, and mostly in L2. 64 sequences of 4 splits, H = 16,
-//         D = 128 at 4.3 TB/s: 0.6 us
-// order   splits in order, as attention.cu
-// pair    part of attention_split; emulated: yes
-KERNEL void __launch_bounds__(THREADS)
-    attention_merge(__nv_bfloat16* out, float* lse, const float* parts, int width, int rows,
-                    const __grid_constant__ Problem p) {
-    const Sequence s = sequence_of(p, int(blockIdx.x));
-    const int head = int(blockIdx.y), heads = p.kv_heads * p.group;
-    for (int query = 0; query < s.queries; query++) {
-        const int64_t at = int64_t(s.first + query) * heads + head;
-        const int splits = (sees(p, s, query * p.group) + SPLIT_TILES * TILE - 1) / (SPLIT_TILES * TILE);
-        for (int column = threadIdx.x; column < p.head_dim; column += THREADS) {
-            float greatest = -INFINITY, sum = 0.0f, o = 0.0f, keep, add;
-#pragma unroll 4
-            for (int split = 0; split < splits; split++) {
-                const float* part = parts + (int64_t(split) * rows * heads + at) * (width + 2);
-                const float2 sums = *reinterpret_cast<const float2*>(part + width);
-                merge(greatest, sum, sums.x, sums.y, keep, add);
-                o = merged(o, part[column], keep, add);
-            }
-            out[at * p.head_dim + column] = __float2bfloat16_rn(__fmul_rn(o, __fdiv_rn(1.0f, sum)));
-            if (lse && column == 0) lse[at] = log_sum(greatest, sum);
-        }
-    }
-}
-EMU_REGISTER(attention_merge)

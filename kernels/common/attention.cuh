@@ -40,6 +40,11 @@ __device__ __forceinline__ int sees(const Problem& p, const Sequence& s, int lin
     return p.causal ? s.length - s.queries + line / p.group + 1 : s.length;
 }
 
+// Where a line's query is in [T, H].
+__device__ __forceinline__ int place_of(const Problem& p, const Sequence& s, int kv_head, int line) {
+    return ((s.first + line / p.group) * p.kv_heads + kv_head) * p.group + line % p.group;
+}
+
 // The two lines of a lane: `number` and the eighth after it. Numbers past the last repeat the last.
 struct Lines {
     const Problem& p;
@@ -51,9 +56,8 @@ struct Lines {
 
     __device__ __forceinline__ bool exists(int r) const { return number + r * 8 < count; }
     // Both are worked out anew at each use, which is rare, rather than kept in registers meanwhile.
-    __device__ __forceinline__ int at(int r) const {  // of the query in [T, H]
-        const int line = min(anew(number) + r * 8, count - 1);
-        return ((s.first + line / p.group) * p.kv_heads + kv_head) * p.group + line % p.group;
+    __device__ __forceinline__ int at(int r) const {
+        return place_of(p, s, kv_head, min(anew(number) + r * 8, count - 1));
     }
     __device__ __forceinline__ int visible(int r) const { return sees(p, s, min(anew(number) + r * 8, count - 1)); }
 };

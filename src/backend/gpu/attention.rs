@@ -3,7 +3,7 @@
 //! Both give the same bits, so the choice between them is one of speed alone. Where sequences begin and how long they
 //! are is on the device; the host knows how many rows, sequences and pages there are, and plans by these.
 
-use super::device::{Gpu, expect_dtype, int};
+use super::device::{Gpu, TICKETS, expect_dtype, int};
 use super::{
     Address,
     Argument::{self, Address as At, I32, Struct},
@@ -56,7 +56,7 @@ struct Problem {
 /// What is launched; a function of sizes alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Plan {
-    /// Blocks share the tiles of 16 lines among their warps, and z > 1 shares out splits, to be merged afterwards.
+    /// Blocks share the tiles of 16 lines among their warps, and z > 1 shares out splits.
     few: bool,
     /// Columns the kernel is written for, at least D.
     width: usize,
@@ -86,8 +86,8 @@ impl Plan {
         }
         let shares = kv_heads * tiles.min((MOST_Y / kv_heads).max(1));
         let splits = keys.map_or(1, |keys| keys.div_ceil(SPLIT).max(1));
-        // Parts cost memory and a launch; with blocks for several rounds they buy nothing.
-        let splits = if sequences * shares < 8 * BUSY { splits } else { 1 };
+        // Parts cost memory; where there are blocks for several rounds, one for each ticket, they buy nothing.
+        let splits = if sequences * shares <= TICKETS { splits } else { 1 };
         Ok(Plan { few, width, grid: [sequences, shares, splits] })
     }
 
@@ -144,6 +144,9 @@ pub(super) fn paged_attention<R: Runtime>(
         return Err(Error::caller(OP, what));
     }
     let width = pages.tables.row_len();
+    if width == 0 && sizes.rows > 0 {
+        return Err(Error::caller(OP, format!("tables of no pages for {} queries", sizes.rows)));
+    }
     int(OP, "page numbers", pages.tables.len())?;
     let problem = Problem {
         starts: gpu.at(pages.query_starts)?,
@@ -202,25 +205,19 @@ fn run<R: Runtime>(
     int(op, "rows times heads", rows * heads)?;
     let problem = Struct(bytemuck::bytes_of(&problem).to_vec());
     let (out, lse) = (At(gpu.target(out)?), At(lse.map_or(Ok(Address(0)), |lse| gpu.target(lse))?));
-    let launch = |kernel: &str, grid: [usize; 3], shared: usize, arguments: &[Argument]| {
-        let grid = grid.map(|side| side as u32);
-        gpu.launch(&Launch { kernel, grid, block: [THREADS as u32, 1, 1], shared: shared as u32, arguments })
+    let launch = |arguments: &[Argument]| {
+        let (kernel, grid, block) =
+            (&*plan.kernel(), plan.grid.map(|side| side as u32), [THREADS as u32, 1, 1]);
+        gpu.launch(&Launch { kernel, grid, block, shared: plan.shared() as u32, arguments })
     };
-    let rows_argument = I32(rows as i32);
     if !plan.few {
-        return launch(&plan.kernel(), plan.grid, plan.shared(), &[out, lse, problem]);
+        return launch(&[out, lse, problem]);
     }
     let splits = plan.grid[2];
-    if splits == 1 {
-        let arguments = [out, lse, At(Address(0)), rows_argument, problem];
-        return launch(&plan.kernel(), plan.grid, plan.shared(), &arguments);
-    }
-    let parts = gpu.temporary(Dtype::F32, &[splits, rows, heads, plan.width + 2])?;
-    let parts = At(gpu.at(&parts)?);
-    let arguments = [At(Address(0)), At(Address(0)), parts.clone(), rows_argument.clone(), problem.clone()];
-    launch(&plan.kernel(), plan.grid, plan.shared(), &arguments)?;
-    let arguments = [out, lse, parts, I32(plan.width as i32), rows_argument, problem];
-    launch("attention_merge", [sequences, heads, 1], 0, &arguments)
+    let shape = [splits, rows, heads, plan.width + 4];
+    let parts = if splits > 1 { Some(gpu.temporary(Dtype::F32, &shape)?) } else { None };
+    let (parts, tickets) = (At(gpu.at_or_null(parts.as_ref())?), At(gpu.tickets()?));
+    launch(&[out, lse, parts, tickets, I32(rows as i32), problem])
 }
 
 #[cfg(test)]
@@ -241,7 +238,8 @@ mod tests {
         assert_eq!(plan(64, 16, 2, 64, Some(1024)), few([64, 2, 4]));
         assert_eq!(plan(1, 16, 2, 1, Some(1025)), few([1, 2, 5]));
         assert_eq!(plan(64, 16, 2, 64, Some(256)), few([64, 2, 1]), "one split needs no merging");
-        assert_eq!(plan(1024, 16, 2, 1024, Some(4096)), few([1024, 2, 1]), "enough blocks as it is");
+        assert_eq!(plan(512, 16, 2, 512, Some(4096)), few([512, 2, 16]));
+        assert_eq!(plan(513, 16, 2, 513, Some(4096)), few([513, 2, 1]), "enough blocks as it is");
         assert_eq!(plan(129, 16, 2, 64, Some(1024)), many([80, 2, 1]));
         assert_eq!(plan(20, 16, 2, 1, Some(1024)), few([1, 20, 4]), "a short suffix keeps a device busy");
         assert_eq!(plan(20, 16, 2, 1, None), many([3, 2, 1]), "nobody knows how many keys there are");
