@@ -65,6 +65,10 @@ def output(*command):
     return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
+def commit():
+    return output("git", "rev-parse", "--short", "HEAD") + ("+" if output("git", "status", "--porcelain") else "")
+
+
 def cpu_name():
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
@@ -110,11 +114,10 @@ def main():
         ratios = {name: table["pellucid"][name] / max(table[peer][name] for peer in peers) for name in MEASURES}
         print(f"{'over best peer':18}" + "".join(f"{ratios[name]:12.2f}" for name in MEASURES))
 
-    commit = output("git", "rev-parse", "--short", "HEAD") + ("+" if output("git", "status", "--porcelain") else "")
     now = datetime.datetime.now(datetime.UTC)
     result = {
         "date": now.isoformat(timespec="seconds"),
-        "commit": commit,
+        "commit": commit(),
         "cpu": cpu_name(),
         "threads": options.threads,
         "note": options.note,
