@@ -14,10 +14,10 @@ pub(crate) enum Device {
     Cpu,
     /// Our CUDA kernels on the emulated device.
     #[cfg(feature = "emu")]
-    Emu,
+    Emu { hopper: bool },
     /// An NVIDIA device, by the driver's numbers.
     #[cfg(feature = "cuda")]
-    Cuda(u32),
+    Cuda { index: u32, hopper: bool },
 }
 
 impl Device {
@@ -29,19 +29,25 @@ impl Device {
         (true, true) => "cpu, cuda:N, emu or auto",
     };
 
-    /// Reads a name that `--device` was given.
+    /// Reads a name that `--device` was given. With `+hopper` behind it, kernels written for Hopper are used where there
+    /// are such; that is for `selftest` and `bench`, until a chip has shown them right.
     pub(crate) fn parse(name: &str) -> Result<Device, String> {
         let here = Device::CHOICES;
+        let plain = name.strip_suffix("+hopper");
+        let (name, hopper) = (plain.unwrap_or(name), plain.is_some());
         match name.split_once(':').unwrap_or((name, "")) {
+            ("cpu" | "auto", "") if hopper => {
+                Err(format!("{name} has no kernels for Hopper; name the device"))
+            }
             ("cpu", "") => Ok(Device::Cpu),
             ("auto", "") => Ok(Device::best()),
             #[cfg(feature = "emu")]
-            ("emu", "") => Ok(Device::Emu),
+            ("emu", "") => Ok(Device::Emu { hopper }),
             #[cfg(feature = "cuda")]
-            ("cuda", "") => Ok(Device::Cuda(0)),
+            ("cuda", "") => Ok(Device::Cuda { index: 0, hopper }),
             #[cfg(feature = "cuda")]
             ("cuda", index) => match index.parse() {
-                Ok(index) => Ok(Device::Cuda(index)),
+                Ok(index) => Ok(Device::Cuda { index, hopper }),
                 Err(_) => Err(format!("{index:?} is no device number; cuda:0 is the first")),
             },
             #[cfg(not(feature = "cuda"))]
@@ -63,7 +69,7 @@ impl Device {
 
     /// Whether what it takes to compute says nothing about a device.
     pub(crate) fn is_emulated(self) -> bool {
-        self.to_string() == "emu"
+        self.to_string().starts_with("emu")
     }
 
     /// The backend; `threads` are for the CPU.
@@ -71,14 +77,14 @@ impl Device {
         Ok(match self {
             Device::Cpu => Arc::new(Cpu::new(threads)?),
             #[cfg(feature = "emu")]
-            Device::Emu => {
+            Device::Emu { hopper } => {
                 use pellucid::backend::gpu::{Emulator, Gpu, Settings};
-                Arc::new(Gpu::new(Emulator::new(Settings::default())?))
+                Arc::new(Gpu::new(Emulator::new(Settings::default())?).on_hopper(hopper))
             }
             #[cfg(feature = "cuda")]
-            Device::Cuda(index) => {
+            Device::Cuda { index, hopper } => {
                 use pellucid::backend::gpu::{Cuda, Gpu};
-                Arc::new(Gpu::new(Cuda::open(index)?))
+                Arc::new(Gpu::new(Cuda::open(index)?).on_hopper(hopper))
             }
         })
     }
@@ -88,7 +94,7 @@ impl Device {
     fn best() -> Device {
         #[cfg(feature = "cuda")]
         if pellucid::backend::gpu::driver::driver_version().is_some() {
-            return Device::Cuda(0);
+            return Device::Cuda { index: 0, hopper: false };
         }
         Device::Cpu
     }
@@ -99,9 +105,11 @@ impl fmt::Display for Device {
         match self {
             Device::Cpu => f.write_str("cpu"),
             #[cfg(feature = "emu")]
-            Device::Emu => f.write_str("emu"),
+            Device::Emu { hopper } => f.write_str(if *hopper { "emu+hopper" } else { "emu" }),
             #[cfg(feature = "cuda")]
-            Device::Cuda(index) => write!(f, "cuda:{index}"),
+            Device::Cuda { index, hopper } => {
+                write!(f, "cuda:{index}{}", if *hopper { "+hopper" } else { "" })
+            }
         }
     }
 }
@@ -118,7 +126,9 @@ mod tests {
             assert!(Device::parse(odd).is_err(), "{odd}");
         }
         assert_eq!(Device::parse("emu").is_ok(), cfg!(feature = "emu"));
+        assert_eq!(Device::parse("emu+hopper").is_ok(), cfg!(feature = "emu"));
         assert!(Device::parse("cpu:0").is_err());
+        assert!(Device::parse("auto+hopper").unwrap_err().contains("name the device"));
         assert!(Device::parse("tpu").unwrap_err().contains("cpu"));
     }
 }

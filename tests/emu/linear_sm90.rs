@@ -16,7 +16,8 @@ use pellucid::{
 use std::ops::Range;
 
 fn hopper(order: Order, multiprocessors: usize) -> Gpu<Emulator> {
-    Gpu::new(Emulator::new(Settings { order, multiprocessors, ..Settings::default() }).unwrap()).on_hopper()
+    Gpu::new(Emulator::new(Settings { order, multiprocessors, ..Settings::default() }).unwrap())
+        .on_hopper(true)
 }
 
 /// Devices that cut products differently: one block for all large tiles, a few blocks that take turns at them, and small

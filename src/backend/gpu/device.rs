@@ -62,9 +62,9 @@ impl<R: Runtime> Gpu<R> {
         Gpu { runtime: Arc::new(runtime), hopper: false, tickets: OnceLock::new() }
     }
 
-    /// Uses the kernels written for Hopper where there are such.
-    pub fn on_hopper(self) -> Self {
-        Gpu { hopper: true, ..self }
+    /// Uses the kernels written for Hopper where there are such, or not, which is the default.
+    pub fn on_hopper(self, hopper: bool) -> Self {
+        Gpu { hopper, ..self }
     }
 
     pub(super) fn uses_hopper(&self) -> bool {

@@ -2,8 +2,8 @@
 //! and how TMA is to see the tensors. Everything before that is as in [`super::linear`], x·Aᵀ included.
 //!
 //! A weight is either these kernels' or the portable ones', by its shape alone and for good: their tensor cores sum in
-//! different orders, and a row's bits must not depend on the rows beside it. They are used where [`Gpu::on_hopper`] was
-//! called, which nothing does until a chip has shown them right.
+//! different orders, and a row's bits must not depend on the rows beside it. They are used where [`Gpu::on_hopper`] says
+//! so, which is the exception until a chip has shown them right.
 
 use super::{
     Address,
