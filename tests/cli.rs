@@ -436,3 +436,16 @@ fn compare_matches_by_shape_and_names_what_differs() {
         assert!(run.stderr.contains(reason), "{reason} in {}", run.stderr);
     }
 }
+
+#[cfg(feature = "emu")]
+#[test]
+fn every_kernel_passes_the_selftest_on_the_emulated_device() {
+    let run = pellucid(&["selftest", "--device", "emu"]);
+    assert_eq!((run.code, run.stderr.as_str()), (Some(0), ""), "{}", run.stdout);
+    for check in ["linear T=5", "scored", "row by row in pages", "sequence alone", "row alone"] {
+        assert!(run.stdout.contains(check), "{check} in {}", run.stdout);
+    }
+    let refused = pellucid(&["bench", "kernels", "--device", "emu"]);
+    assert_eq!((refused.code, refused.stdout.as_str()), (Some(1), ""));
+    assert!(refused.stderr.contains("says nothing about a device"), "{}", refused.stderr);
+}
