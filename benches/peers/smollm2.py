@@ -180,7 +180,8 @@ def tokenizer_config(fields):
         "unk_token": UNKNOWN,
         "clean_up_tokenization_spaces": False,
         "model_max_length": fields["llama.context_length"],
-        "tokenizer_class": "GPT2Tokenizer",
+        # As tokenizer.json says: transformers 5 would make a GPT2Tokenizer anew, without the rule about digits.
+        "tokenizer_class": "PreTrainedTokenizerFast",
     }
 
 

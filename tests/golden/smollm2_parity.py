@@ -140,9 +140,9 @@ def main():
         messages = [{"role": "user", "content": text}]
         ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True).input_ids
         prompts.append(({"messages": messages}, ids))
+    chosen = ours(options.pellucid, options.folder, prompts)
     reference, logprobs = transformers(options.folder, prompts, torch.float32)
     half, _ = transformers(options.folder, prompts, torch.bfloat16)
-    chosen = ours(options.pellucid, options.folder, prompts)
     compare("transformers in bf16", half, reference, logprobs, prompts, tokenizer)
     if not compare("pellucid", chosen, reference, logprobs, prompts, tokenizer):
         raise SystemExit(f"a gap of {NEAR_TIE} or more is no tie")
