@@ -38,7 +38,8 @@ def prompts(count, vocab, rng):
 
 
 def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    # Not `splitlines`, which ends a line at characters that a text may hold, such as U+2028.
+    return [json.loads(line) for line in path.open(encoding="utf-8")]
 
 
 def flags(settings):

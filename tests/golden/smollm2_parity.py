@@ -86,7 +86,7 @@ def ours(program, folder, prompts):
         command = [program, "rollout", "--model", folder, "--input", source, "--output", target, "--quiet"]
         command += ["--temperature", "0", "--max-tokens", str(TOKENS), "--ignore-eos"]
         subprocess.run(command, check=True)
-        records = {record["id"]: record for record in map(json.loads, target.read_text().splitlines())}
+        records = {record["id"]: record for record in map(json.loads, target.open(encoding="utf-8"))}
     for at, (prompt, ids) in enumerate(prompts):
         if records[at]["prompt_token_ids"] != ids:
             raise SystemExit(f"prompt {at} is other tokens: {prompt}\n{records[at]['prompt_token_ids']}\n{ids}")
