@@ -7,8 +7,8 @@ mod support;
 
 use pellucid::backend::{Backend, cpu::Cpu};
 use pellucid::engine::{
-    Completion, Engine, Event, Generation, Input, Limits, Published, Request, Sampling, ScoreRequest, Ticket,
-    generate, score,
+    Completion, Engine, Event, Features, Generation, Input, Limits, Published, Request, Sampling,
+    ScoreRequest, Ticket, generate, score,
 };
 use pellucid::format::{ModelFolder, adapter::Adapter as AdapterFile};
 use pellucid::model::{Adapter, Model, PAGE};
@@ -252,6 +252,23 @@ fn pixels_and_adapters_are_part_of_a_prefix() {
         let expected = world.alone(&input, &Sampling { seed: 1, ..drawn(6) }, Some(&adapter));
         assert_eq!(ended.pop_last().unwrap().1, expected);
     }
+}
+
+/// The tower sees a picture once while any prompt holds its features.
+#[test]
+fn a_picture_is_encoded_once() {
+    let world = World::open("qwen2_5_vl", cpu());
+    let prompts = &world.case.expected.prompts;
+    let number = (0..prompts.len()).find(|&number| world.prompt(number, &[]).images().len() == 1).unwrap();
+    let words = Words::Messages(Message::list_from_json(prompts[number].messages.clone()).unwrap());
+    let read = world.reader.read(&words, &[], &images(), &RenderOptions::default()).unwrap();
+    let mut features = Features::default();
+    let first = Input::prepare_with(&world.model, &read, &mut features).unwrap();
+    let second = Input::prepare_with(&world.model, &read, &mut features).unwrap();
+    assert_eq!(features.encoded, 1);
+    drop((first, second));
+    Input::prepare_with(&world.model, &read, &mut features).unwrap();
+    assert_eq!(features.encoded, 2, "features nobody holds are kept");
 }
 
 #[test]
