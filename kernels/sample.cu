@@ -8,7 +8,7 @@
 // out     leaders [B]: of the rows named; the logit is the token's own, not penalised, divided by the temperature
 // launch  grid (slots), block (1024), shared 16896 bytes plus V / 8 rounded up to 4 if a row is penalised;
 //         V below 2^22; finite logits, others end without harm in a leader that means nothing
-// floor   bytes 4V a row, read once from memory and up to 8 times from L2; V = 151936, B = 128 at 4.3 TB/s: 18 us
+// floor   bytes 4V a row, read once from memory and up to 10 times from L2; V = 151936, B = 128 at 4.3 TB/s: 18 us
 // order   falling z, rising ids among equals; each filter keeps a beginning of this order. Weights are exp((z - max) /
 //         temperature) in units of 2^-40, and sums of integers are the same in any order.
 // pair    no backward; CPU reference: backend::draw; emulated: yes
