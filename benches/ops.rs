@@ -8,7 +8,7 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 use pellucid::{
-    backend::{Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProbs, Pages, cpu::Cpu},
+    backend::{Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProbs, Pages, Segments, cpu::Cpu},
     tensor::{Dtype, Tensor},
 };
 use std::time::Duration;
@@ -113,7 +113,8 @@ fn attentions(criterion: &mut Criterion) {
         let starts = indices(vec![0, length as i32]);
         group.throughput(Throughput::Elements((2 * length * length * HEADS * HEAD_DIM) as u64));
         group.bench_function(BenchmarkId::new("prefill", length), |bencher| {
-            bencher.iter(|| cpu.attention(&mut out, None, &q, &k, &k, &starts, true, 0.125).unwrap());
+            let segments = Segments { starts: &starts, parents: None };
+            bencher.iter(|| cpu.attention(&mut out, None, &q, &k, &k, &segments, true, 0.125).unwrap());
         });
     }
     for (sequences, length) in [(1, 4096), (8, 1024)] {

@@ -14,7 +14,7 @@ mod harness;
 #[path = "support/narrow.rs"]
 mod narrow;
 
-use harness::{Candidate, Random, backends, compare, indices, poisoned, rows, same_bits, wide};
+use harness::{Candidate, Random, backends, compare, indices, packed, poisoned, rows, same_bits, wide};
 use pellucid::{
     backend::{
         Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProbs, LoraRows, Pages, Rope, cpu::Cpu,
@@ -117,7 +117,7 @@ fn threads_do_not_change_bits() {
             let linear = Linear { weight: &w, bias: None, lora: &[] };
             cpu.linear(&mut y, &x, &linear, Epilogue::Store).unwrap();
             let mut attended = poisoned(Dtype::F32, &[130, 4, 24]);
-            cpu.attention(&mut attended, None, &q, &k, &k, &indices(&[0, 130]), true, 0.2).unwrap();
+            cpu.attention(&mut attended, None, &q, &k, &k, &packed(&indices(&[0, 130])), true, 0.2).unwrap();
             let scored = score(&cpu, &x, &w, &targets, 1.0, Dtype::F32);
             [vec![y, attended], scored].concat()
         });
@@ -202,7 +202,7 @@ fn attention_equals_the_oracle() {
                         let mut lse = poisoned(activation, &[t, heads]);
                         let starts = indices(&starts);
                         backend
-                            .attention(&mut out, Some(&mut lse), &q, &k, &v, &starts, causal, 0.3)
+                            .attention(&mut out, Some(&mut lse), &q, &k, &v, &packed(&starts), causal, 0.3)
                             .unwrap();
                         vec![out, lse]
                     });
@@ -240,7 +240,8 @@ fn attention_does_not_depend_on_chunks_or_pages() {
         for backend in backends().into_iter().filter(|backend| page == 64 || !backend.narrow) {
             let mut whole = poisoned(Dtype::F32, &[total, heads, d]);
             let mut whole_lse = poisoned(Dtype::F32, &[total, heads]);
-            backend.attention(&mut whole, Some(&mut whole_lse), &q, &k, &v, &starts, true, 0.2).unwrap();
+            let segments = packed(&starts);
+            backend.attention(&mut whole, Some(&mut whole_lse), &q, &k, &v, &segments, true, 0.2).unwrap();
 
             let pool = || poisoned(dtype, &[pages, kv_heads, page, d]);
             let (mut k_pool, mut v_pool) = (pool(), pool());
@@ -413,7 +414,7 @@ fn bad_arguments_are_refused() {
             &q,
             &f32s(&[4, 3, 8]),
             &f32s(&[4, 3, 8]),
-            &indices(&[0, 4]),
+            &packed(&indices(&[0, 4])),
             true,
             1.0,
         );
@@ -442,7 +443,8 @@ fn bad_indices_are_refused_in_host_memory() {
         refused(result, &["scatter_rows", "rows[0] is -1"]);
 
         let q = f32s(&[4, 2, 8]);
-        let result = backend.attention(&mut q.clone(), None, &q, &q, &q, &indices(&[0, 3]), true, 1.0);
+        let result =
+            backend.attention(&mut q.clone(), None, &q, &q, &q, &packed(&indices(&[0, 3])), true, 1.0);
         refused(result, &["attention", "starts", "0 to 4"]);
 
         let pool = f32s(&[2, 2, 16, 8]);

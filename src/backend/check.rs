@@ -4,6 +4,15 @@
 //! was expected, and returns the sizes the op works with. Contents of index tensors are a question for
 //! whoever can read them ([`indices`], for backends in host memory).
 
+mod gradient;
+mod segments;
+
+pub use gradient::{
+    adamw, attention_backward, gather_rows_backward, linear_backward, logprobs_backward, pointwise_backward,
+    rms_norm_backward, sq_norm,
+};
+pub use segments::{Segment, segments};
+
 use super::{Draw, Drawn, Epilogue, Linear, LogProbs, Pages, Rope};
 use crate::{
     error::{Error, Result},
@@ -96,24 +105,35 @@ pub fn linear(
     linear: &Linear<'_>,
     epilogue: Epilogue<'_>,
 ) -> Result<LinearSizes> {
+    let sizes = product(op, ("out", out), x, linear)?;
+    if let Epilogue::AddScaled(gain) = epilogue {
+        float(op, "gain", gain)?;
+        shape(op, "gain", gain, &[sizes.columns])?;
+    }
+    Ok(sizes)
+}
+
+/// The same whatever becomes of y, which may be the gradient of it.
+fn product(
+    op: &'static str,
+    (name, y): (&str, &Tensor),
+    x: &Tensor,
+    linear: &Linear<'_>,
+) -> Result<LinearSizes> {
     let sizes = LinearSizes {
         rows: x.rows(),
         inner: x.row_len(),
         columns: linear.weight.shape().first().copied().unwrap_or(0),
     };
     let LinearSizes { rows, inner, columns } = sizes;
-    for (name, tensor) in [("out", out), ("x", x), ("weight", linear.weight)] {
+    for (name, tensor) in [(name, y), ("x", x), ("weight", linear.weight)] {
         float(op, name, tensor)?;
     }
     shape(op, "weight", linear.weight, &[columns, inner])?;
-    matrix(op, "out", out, rows, columns)?;
+    matrix(op, name, y, rows, columns)?;
     if let Some(bias) = linear.bias {
         float(op, "bias", bias)?;
         shape(op, "bias", bias, &[columns])?;
-    }
-    if let Epilogue::AddScaled(gain) = epilogue {
-        float(op, "gain", gain)?;
-        shape(op, "gain", gain, &[columns])?;
     }
     for (at, lora) in linear.lora.iter().enumerate() {
         let Range { start, end } = lora.rows;
@@ -147,20 +167,19 @@ pub fn gated_linear(out: &Tensor, x: &Tensor, gate: &Linear<'_>, up: &Linear<'_>
 
 /// Length of the normalised groups.
 pub fn rms_norm(out: &Tensor, x: &Tensor, weight: &Tensor) -> Result<usize> {
-    const OP: &str = "rms_norm";
-    for (name, tensor) in [("out", out), ("x", x), ("weight", weight)] {
-        float(OP, name, tensor)?;
+    norm_group("rms_norm", ("out", out), x, weight)
+}
+
+fn norm_group(op: &'static str, (name, out): (&str, &Tensor), x: &Tensor, weight: &Tensor) -> Result<usize> {
+    for (name, tensor) in [(name, out), ("x", x), ("weight", weight)] {
+        float(op, name, tensor)?;
     }
     let group = weight.len();
     if group == 0 || !x.row_len().is_multiple_of(group) {
-        return refuse(
-            OP,
-            "weight",
-            weight,
-            format_args!("a length that divides the row of x, {}", x.row_len()),
-        );
+        let expected = format_args!("a length that divides the row of x, {}", x.row_len());
+        return refuse(op, "weight", weight, expected);
     }
-    matrix(OP, "out", out, x.rows(), x.row_len())?;
+    matrix(op, name, out, x.rows(), x.row_len())?;
     Ok(group)
 }
 
@@ -239,19 +258,19 @@ fn queries(
 
 /// Sizes of attention within packed sequences.
 pub fn attention(
+    op: &'static str,
     out: &Tensor,
     lse: Option<&Tensor>,
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
 ) -> Result<AttentionSizes> {
-    const OP: &str = "attention";
     let &[_, kv_heads, _] = k.shape() else {
-        return refuse(OP, "k", k, "[T, G, D]");
+        return refuse(op, "k", k, "[T, G, D]");
     };
-    let sizes = queries(OP, out, lse, q, ("k", k), kv_heads)?;
-    shape(OP, "k", k, &[sizes.rows, kv_heads, sizes.head_dim])?;
-    same_kind(OP, "v", v, k)?;
+    let sizes = queries(op, out, lse, q, ("k", k), kv_heads)?;
+    shape(op, "k", k, &[sizes.rows, kv_heads, sizes.head_dim])?;
+    same_kind(op, "v", v, k)?;
     Ok(sizes)
 }
 
@@ -400,10 +419,15 @@ pub fn logprobs(
     for (name, tensor) in [("targets", targets), ("greedy", &out.greedy)] {
         shape(OP, name, tensor, &[rows])?;
     }
-    if !(temperature.is_finite() && temperature > 0.0) {
-        return Err(Error::caller(OP, format!("temperature is {temperature}, expected a positive number")));
-    }
+    self::temperature(OP, temperature)?;
     Ok(sizes)
+}
+
+fn temperature(op: &'static str, temperature: f32) -> Result<()> {
+    if temperature.is_finite() && temperature > 0.0 {
+        return Ok(());
+    }
+    Err(Error::caller(op, format!("temperature is {temperature}, expected a positive number")))
 }
 
 /// A row goes out for each row of hidden and each draw.

@@ -19,6 +19,9 @@
 //!   walked in tiles of 64 keys with a running maximum, and probabilities are rounded to bf16 for the product
 //!   with the values.
 //! * norms, softmax and log-probs: one row, one fixed reduction tree, by the row's length alone.
+//! * backward ops: a product rounds both of its operands to bf16 where the forward's product had a bf16 weight (dy and
+//!   x for dW, too), and where keys and values are bf16 it rounds q and dout against them; probabilities and their
+//!   gradients stay f32 on a CPU. What sums over rows does so in an order fixed by their number.
 //! * `rope`: the angle is the f32 product of position and frequency; its sine and cosine err no more than if it were
 //!   rounded once more.
 //! * `sample`: the log-prob of the drawn token is, bit for bit, what `logprobs` gives for it; noise is a function of
@@ -28,12 +31,14 @@
 pub mod check;
 pub mod cpu;
 pub mod draw;
+pub mod gradient;
 #[cfg(any(feature = "cuda", feature = "emu"))]
 pub mod gpu;
 pub mod philox;
 pub mod plain;
 
 pub use draw::{Draw, Drawn};
+pub use gradient::{AdamwParameter, AdamwSettings, AttentionGrads, LinearGrads, LoraGrads};
 
 use crate::{
     error::Result,
@@ -101,6 +106,16 @@ pub struct Rope {
     pub inv_freq: Tensor,
     /// Which row of the positions each frequency reads; i32 `[D/2]`.
     pub axis: Tensor,
+}
+
+/// How packed rows fall into sequences, and whose rows come before a sequence's own as its keys; all i32.
+#[derive(Debug, Clone, Copy)]
+pub struct Segments<'a> {
+    /// Where each sequence starts; `[B+1]`.
+    pub starts: &'a Tensor,
+    /// Per sequence itself, or an earlier one that has no parent of its own; `[B]`. A child's row sees all of its
+    /// parent's rows, then its own up to itself: what many completions of one prompt need. For causal attention.
+    pub parents: Option<&'a Tensor>,
 }
 
 /// Which keys the packed queries see in a paged cache; all i32.
@@ -221,8 +236,7 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// Turns x `[T, H·D]` in place by positions i32 `[axes, T]`; `inverse` turns back.
     fn rope(&self, x: &mut Tensor, positions: &Tensor, rope: &Rope, inverse: bool) -> Result<()>;
 
-    /// Attention within packed sequences: out, q `[T, H, D]`; k, v `[T, G, D]`; starts i32 `[B+1]`;
-    /// lse `[T, H]`, like out.
+    /// Attention within packed sequences: out, q `[T, H, D]`; k, v `[T, G, D]`; lse `[T, H]`, like out.
     #[expect(clippy::too_many_arguments, reason = "the op's inputs are what they are")]
     fn attention(
         &self,
@@ -231,7 +245,7 @@ pub trait Backend: fmt::Debug + Send + Sync {
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
-        starts: &Tensor,
+        segments: &Segments<'_>,
         causal: bool,
         scale: f32,
     ) -> Result<()>;
@@ -275,4 +289,86 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// vocabulary, before penalty and filters; the temperature counts as 1 when greedy.
     /// hidden `[B, C]`, weight `[V, C]`, draws `[B]`.
     fn sample(&self, out: &mut Drawn, hidden: &Tensor, weight: &Tensor, draws: &[Draw<'_>]) -> Result<()>;
+
+    /// Sets every element to 0.
+    fn zero(&self, out: &mut Tensor) -> Result<()>;
+
+    /// `dtable[rows[i]] += dout[i]`. dtable `[V, C]` in the statistic dtype, dout `[T, C]`, rows i32 `[T]`, which may
+    /// repeat.
+    fn gather_rows_backward(&self, dtable: &mut Tensor, dout: &Tensor, rows: &Tensor) -> Result<()>;
+
+    /// Of y = linear(x): dx = dy·W + s·(dy·B)·A, stored or (`add`) added, and the parameters' gradients that are asked
+    /// for. dx, x `[T, K]`, dy `[T, N]`.
+    fn linear_backward(
+        &self,
+        dx: Option<&mut Tensor>,
+        add: bool,
+        grads: LinearGrads<'_>,
+        dy: &Tensor,
+        x: &Tensor,
+        linear: &Linear<'_>,
+    ) -> Result<()>;
+
+    /// Of out = f(gate) ∘ up, in place: what the two linears gave becomes its gradient. All `[T, F]`.
+    fn gated_backward(
+        &self,
+        gate: &mut Tensor,
+        up: &mut Tensor,
+        dout: &Tensor,
+        activation: Activation,
+    ) -> Result<()>;
+
+    /// Of out = f(x), in place: x becomes its gradient.
+    fn activate_backward(&self, x: &mut Tensor, dout: &Tensor, activation: Activation) -> Result<()>;
+
+    /// Of [`Backend::rms_norm`]: dx, stored or (`add`) added, and dweight (in the statistic dtype), added to.
+    #[expect(clippy::too_many_arguments, reason = "the op's inputs are what they are")]
+    fn rms_norm_backward(
+        &self,
+        dx: &mut Tensor,
+        add: bool,
+        dweight: Option<&mut Tensor>,
+        dy: &Tensor,
+        x: &Tensor,
+        weight: &Tensor,
+        eps: f32,
+    ) -> Result<()>;
+
+    /// Of [`Backend::attention`], from what it gave and read: dout and out like q, lse `[T, H]`.
+    #[expect(clippy::too_many_arguments, reason = "the op's inputs are what they are")]
+    fn attention_backward(
+        &self,
+        grads: &mut AttentionGrads,
+        dout: &Tensor,
+        out: &Tensor,
+        lse: &Tensor,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        segments: &Segments<'_>,
+        causal: bool,
+        scale: f32,
+    ) -> Result<()>;
+
+    /// Of the log-probs of [`Backend::logprobs`] alone, without a `[T, V]` matrix either: dhidden `[T, C]`, stored;
+    /// dweight `[V, C]` in the statistic dtype, added to. dlogp, and lse as it gave it, `[T]`.
+    #[expect(clippy::too_many_arguments, reason = "the op's inputs are what they are")]
+    fn logprobs_backward(
+        &self,
+        dhidden: &mut Tensor,
+        dweight: Option<&mut Tensor>,
+        dlogp: &Tensor,
+        lse: &Tensor,
+        hidden: &Tensor,
+        weight: &Tensor,
+        targets: &Tensor,
+        temperature: f32,
+    ) -> Result<()>;
+
+    /// `out[i] = Σ tensors[i]²`. out `[n]` in the statistic dtype.
+    fn sq_norm(&self, out: &mut Tensor, tensors: &[&Tensor]) -> Result<()>;
+
+    /// One step of AdamW on each parameter w with gradient g:
+    /// m = β₁m + (1 − β₁)·s·g, v = β₂v + (1 − β₂)·(s·g)², w −= η·(m / (1 − β₁ᵗ) / (√(v / (1 − β₂ᵗ)) + ε) + decay·w).
+    fn adamw(&self, parameters: &mut [AdamwParameter<'_>], settings: &AdamwSettings) -> Result<()>;
 }

@@ -5,25 +5,38 @@
 //! contract says so (f32 only: the oracle rounds nothing), and is as slow as it is simple.
 
 mod attention;
+mod backward;
+mod parts;
 mod real;
 #[cfg(test)]
 mod tests;
 
 pub use real::Real;
 
-use super::{Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProbs, Pages, Rope, check};
+use super::{
+    Activation, AdamwParameter, AdamwSettings, AttentionGrads, Backend, Draw, Drawn, Epilogue, Linear,
+    LinearGrads, LogProbs, Pages, Rope, Segments, check,
+};
 use crate::{
     error::Result,
     tensor::{Dtype, Element, Tensor},
 };
 use attention::attend_sequence;
 use half::bf16;
+use parts::{Softmax, activate, apply, product, rows_of};
 use std::{marker::PhantomData, ops::Range};
 
 /// The plain backend in `R`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Plain<R> {
     real: PhantomData<R>,
+}
+
+impl<R> Plain<R> {
+    /// It has no state.
+    pub const fn new() -> Self {
+        Plain { real: PhantomData }
+    }
 }
 
 /// Elements of a float tensor.
@@ -65,85 +78,6 @@ fn dot<R: Real>(a: &[R], b: &[R]) -> R {
         sum += a * b;
     }
     sum
-}
-
-fn activate<R: Real>(x: R, activation: Activation) -> R {
-    let sigmoid = |x: R| R::of(1.0) / (R::of(1.0) + (R::of(0.0) - x).exp());
-    let half = R::of(0.5);
-    match activation {
-        Activation::Silu => x * sigmoid(x),
-        Activation::QuickGelu => x * sigmoid(R::of(1.702) * x),
-        Activation::Gelu => half * x * (R::of(1.0) + (x * R::of(std::f64::consts::FRAC_1_SQRT_2)).erf()),
-        Activation::GeluTanh => {
-            let inner = R::of((2.0 / std::f64::consts::PI).sqrt()) * (x + R::of(0.044715) * x * x * x);
-            half * x * (R::of(1.0) + inner.tanh())
-        }
-    }
-}
-
-/// x·Wᵀ for rows of x, each `[K]`: `[T, N]`.
-fn product<R: Real>(x: &[Vec<R>], weight: &Tensor) -> Result<Vec<Vec<R>>> {
-    let x: Vec<Vec<R>> =
-        x.iter().map(|row| row.iter().map(|value| value.rounded_for(weight.dtype())).collect()).collect();
-    let mut y = vec![Vec::with_capacity(weight.rows()); x.len()];
-    for column in 0..weight.rows() {
-        let w = load_row::<R>(weight, column)?;
-        for (y, x) in y.iter_mut().zip(&x) {
-            y.push(dot(x, &w));
-        }
-    }
-    Ok(y)
-}
-
-fn rows_of<R: Real>(x: &Tensor) -> Result<Vec<Vec<R>>> {
-    (0..x.rows()).map(|row| load_row(x, row)).collect()
-}
-
-/// A linear before its epilogue. The adapter's two products are linears of their own: each rounds its
-/// activation if its weight is bf16.
-fn apply<R: Real>(x: &[Vec<R>], linear: &Linear<'_>) -> Result<Vec<Vec<R>>> {
-    let mut y = product(x, linear.weight)?;
-    if let Some(bias) = linear.bias {
-        let bias = load::<R>(bias, 0..bias.len())?;
-        for row in &mut y {
-            row.iter_mut().zip(&bias).for_each(|(y, &b)| *y += b);
-        }
-    }
-    for lora in linear.lora {
-        let narrow = product(&x[lora.rows.clone()], lora.a)?; // [T, R]
-        let delta = product(&narrow, lora.b)?; // [T, N]
-        for (y, delta) in y[lora.rows.clone()].iter_mut().zip(&delta) {
-            y.iter_mut().zip(delta).for_each(|(y, &d)| *y += R::of(lora.scale.into()) * d);
-        }
-    }
-    Ok(y)
-}
-
-/// What a row of tempered logits sums up to.
-struct Softmax<R> {
-    best: usize,
-    lse: R,
-    entropy: R,
-}
-
-impl<R: Real> Softmax<R> {
-    fn of(logits: &[R], temperature: f32) -> (Vec<R>, Self) {
-        let tempered: Vec<R> = logits.iter().map(|&logit| logit / R::of(temperature.into())).collect();
-        let mut best = 0;
-        for (token, &logit) in tempered.iter().enumerate() {
-            if logit > tempered[best] {
-                best = token;
-            }
-        }
-        let (mut sum, mut weighted) = (R::of(0.0), R::of(0.0));
-        for &logit in &tempered {
-            let p = (logit - tempered[best]).exp();
-            sum += p;
-            weighted += p * (logit - tempered[best]);
-        }
-        let lse = tempered[best] + sum.ln();
-        (tempered, Softmax { best, lse, entropy: sum.ln() - weighted / sum })
-    }
 }
 
 impl<R: Real> Backend for Plain<R> {
@@ -295,25 +229,22 @@ impl<R: Real> Backend for Plain<R> {
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
-        starts: &Tensor,
+        segments: &Segments<'_>,
         causal: bool,
         scale: f32,
     ) -> Result<()> {
-        let sizes = check::attention(out, lse.as_deref(), q, k, v)?;
-        for bounds in check::starts("attention", "starts", starts, sizes.rows)?.windows(2) {
-            let (start, end) = (bounds[0] as usize, bounds[1] as usize);
-            let seen = |row: usize| if causal { row + 1 - start } else { end - start };
-            let key = |position, head| ((start + position) * sizes.kv_heads + head) * sizes.head_dim;
+        let sizes = check::attention("attention", out, lse.as_deref(), q, k, v)?;
+        for segment in check::segments("attention", segments, sizes.rows, causal)? {
             attend_sequence::<R>(
                 out,
                 lse.as_deref_mut(),
                 q,
                 (k, v),
                 sizes,
-                start..end,
-                end - start,
-                seen,
-                key,
+                segment.rows.clone(),
+                segment.length(),
+                |row| segment.visible(row),
+                |position, head| (segment.key(position) * sizes.kv_heads + head) * sizes.head_dim,
                 scale,
             )?;
         }
@@ -417,5 +348,110 @@ impl<R: Real> Backend for Plain<R> {
             store(&mut out.logp, row, &[logp])?;
         }
         Ok(())
+    }
+
+    fn zero(&self, out: &mut Tensor) -> Result<()> {
+        out.bytes_mut()?.fill(0);
+        Ok(())
+    }
+
+    fn gather_rows_backward(&self, dtable: &mut Tensor, dout: &Tensor, rows: &Tensor) -> Result<()> {
+        backward::gather_rows::<R>(dtable, dout, rows)
+    }
+
+    fn linear_backward(
+        &self,
+        dx: Option<&mut Tensor>,
+        add: bool,
+        grads: LinearGrads<'_>,
+        dy: &Tensor,
+        x: &Tensor,
+        linear: &Linear<'_>,
+    ) -> Result<()> {
+        backward::linear::<R>(dx, add, grads, dy, x, linear)
+    }
+
+    fn gated_backward(
+        &self,
+        gate: &mut Tensor,
+        up: &mut Tensor,
+        dout: &Tensor,
+        activation: Activation,
+    ) -> Result<()> {
+        backward::gated::<R>(gate, up, dout, activation)
+    }
+
+    fn activate_backward(&self, x: &mut Tensor, dout: &Tensor, activation: Activation) -> Result<()> {
+        backward::activate::<R>(x, dout, activation)
+    }
+
+    fn rms_norm_backward(
+        &self,
+        dx: &mut Tensor,
+        add: bool,
+        dweight: Option<&mut Tensor>,
+        dy: &Tensor,
+        x: &Tensor,
+        weight: &Tensor,
+        eps: f32,
+    ) -> Result<()> {
+        backward::rms_norm::<R>(dx, add, dweight, dy, x, weight, eps)
+    }
+
+    fn attention_backward(
+        &self,
+        grads: &mut AttentionGrads,
+        dout: &Tensor,
+        out: &Tensor,
+        lse: &Tensor,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        segments: &Segments<'_>,
+        causal: bool,
+        scale: f32,
+    ) -> Result<()> {
+        let sizes = check::attention_backward(grads, dout, out, lse, q, k, v)?;
+        let segments = check::segments("attention_backward", segments, sizes.rows, causal)?;
+        attention::backward::<R>(grads, (dout, out, lse), (q, k, v), sizes, &segments, scale)
+    }
+
+    fn logprobs_backward(
+        &self,
+        dhidden: &mut Tensor,
+        dweight: Option<&mut Tensor>,
+        dlogp: &Tensor,
+        lse: &Tensor,
+        hidden: &Tensor,
+        weight: &Tensor,
+        targets: &Tensor,
+        temperature: f32,
+    ) -> Result<()> {
+        check::logprobs_backward(
+            dhidden,
+            dweight.as_deref(),
+            dlogp,
+            lse,
+            hidden,
+            weight,
+            targets,
+            temperature,
+        )?;
+        let targets = check::indices("logprobs_backward", "targets", targets, weight.rows())?;
+        backward::logprobs::<R>(dhidden, dweight, (dlogp, lse), hidden, weight, targets, temperature)
+    }
+
+    fn sq_norm(&self, out: &mut Tensor, tensors: &[&Tensor]) -> Result<()> {
+        check::sq_norm(out, tensors)?;
+        for (at, tensor) in tensors.iter().enumerate() {
+            let values = load::<R>(tensor, 0..tensor.len())?;
+            store(out, at, &[dot(&values, &values)])?;
+        }
+        Ok(())
+    }
+
+    fn adamw(&self, parameters: &mut [AdamwParameter<'_>], settings: &AdamwSettings) -> Result<()> {
+        check::adamw(parameters, settings)?;
+        parameters.iter_mut().try_for_each(|parameter| backward::adamw::<R>(parameter, settings))
     }
 }

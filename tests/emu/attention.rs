@@ -4,7 +4,7 @@
 use super::{distance, gpu, gpus, normal, on_device, poisoned, read};
 use half::bf16;
 use pellucid::{
-    backend::{Backend, Pages, cpu::Cpu, plain::Plain},
+    backend::{Backend, Pages, Segments, cpu::Cpu, plain::Plain},
     tensor::{Dtype, Tensor},
 };
 use std::ops::Range;
@@ -52,7 +52,8 @@ impl Case {
         let [q, k, v] = [0, 1, 2].map(|i| on_device(gpu, &self.shapes()[i], &inputs[i]));
         let (mut out, mut lse) = Attended::blank(gpu, self.shapes()[0]);
         let starts = on_device(gpu, &[self.lengths.len() + 1], &self.starts());
-        gpu.attention(&mut out, Some(&mut lse), &q, &k, &v, &starts, causal, SCALE).unwrap();
+        let segments = Segments { starts: &starts, parents: None };
+        gpu.attention(&mut out, Some(&mut lse), &q, &k, &v, &segments, causal, SCALE).unwrap();
         Attended { out: read(gpu, &out), lse: read(gpu, &lse) }
     }
 
@@ -69,7 +70,8 @@ impl Case {
         let mut out = Tensor::zeros(dtype, q.shape()).unwrap();
         let mut lse = Tensor::zeros(dtype, &q.shape()[..2]).unwrap();
         let starts = Tensor::from_slice(&[self.lengths.len() + 1], &self.starts()).unwrap();
-        host.attention(&mut out, Some(&mut lse), &q, &tensor(1), &tensor(2), &starts, causal, SCALE).unwrap();
+        let (k, v, segments) = (tensor(1), tensor(2), Segments { starts: &starts, parents: None });
+        host.attention(&mut out, Some(&mut lse), &q, &k, &v, &segments, causal, SCALE).unwrap();
         [out.to_f64(), lse.to_f64()]
     }
 }
@@ -305,7 +307,9 @@ fn what_kernels_cannot_do_is_refused_by_name() {
         let q = tensor(&[2, 2, head_dim]);
         let starts = on_device(&gpu, &[2], &[0, 2]);
         let mut out = tensor(&[2, 2, head_dim]);
-        let error = gpu.attention(&mut out, None, &q, &q, &q, &starts, true, scale).unwrap_err().to_string();
+        let segments = Segments { starts: &starts, parents: None };
+        let result = gpu.attention(&mut out, None, &q, &q, &q, &segments, true, scale);
+        let error = result.unwrap_err().to_string();
         assert!(error.starts_with("attention: ") && error.contains(expected), "{error}");
     };
     refused(36, Dtype::BF16, 1.0, "heads of 36 elements");

@@ -3,7 +3,7 @@
 use crate::narrow::Narrow;
 use half::bf16;
 use pellucid::{
-    backend::{Backend, cpu::Cpu, plain::Plain},
+    backend::{Backend, Segments, cpu::Cpu, plain::Plain},
     tensor::{Dtype, Tensor},
 };
 
@@ -81,6 +81,11 @@ impl Random {
 
 pub(crate) fn indices(values: &[i32]) -> Tensor {
     Tensor::from_slice(&[values.len()], values).unwrap()
+}
+
+/// Sequences side by side, none with a parent.
+pub(crate) fn packed(starts: &Tensor) -> Segments<'_> {
+    Segments { starts, parents: None }
 }
 
 pub(crate) fn poisoned(dtype: Dtype, shape: &[usize]) -> Tensor {

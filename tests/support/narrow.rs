@@ -5,7 +5,10 @@
 
 use pellucid::{
     Result,
-    backend::{Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProbs, LoraRows, Pages, Rope},
+    backend::{
+        Activation, AdamwParameter, AdamwSettings, AttentionGrads, Backend, Draw, Drawn, Epilogue, Linear,
+        LinearGrads, LogProbs, LoraGrads, LoraRows, Pages, Rope, Segments,
+    },
     tensor::{Dtype, Tensor},
 };
 
@@ -40,6 +43,11 @@ impl<B: Backend> Narrow<B> {
     fn back(&self, to: &mut Tensor, from: &Tensor) -> Result<()> {
         *to = self.inner.download(from)?.converted(to.dtype())?;
         Ok(())
+    }
+
+    /// A tensor in the statistic dtype, which is not rounded.
+    fn statistic_of(&self, tensor: &Tensor) -> Result<Tensor> {
+        self.inner.upload(tensor.clone())
     }
 
     /// Runs `op` with the parts of a linear.
@@ -166,14 +174,16 @@ impl<B: Backend> Backend for Narrow<B> {
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
-        starts: &Tensor,
+        segments: &Segments<'_>,
         causal: bool,
         scale: f32,
     ) -> Result<()> {
         let mut to = self.place(out)?;
-        let [q, k, v, starts] = self.put_all([q, k, v, starts])?;
+        let [q, k, v, starts] = self.put_all([q, k, v, segments.starts])?;
+        let parents = segments.parents.map(|parents| self.put(parents)).transpose()?;
+        let segments = Segments { starts: &starts, parents: parents.as_ref() };
         let mut sums = lse.as_ref().map(|lse| self.inner.upload(Tensor::clone(lse))).transpose()?;
-        self.inner.attention(&mut to, sums.as_mut(), &q, &k, &v, &starts, causal, scale)?;
+        self.inner.attention(&mut to, sums.as_mut(), &q, &k, &v, &segments, causal, scale)?;
         if let (Some(lse), Some(sums)) = (lse, sums) {
             self.back(lse, &sums)?;
         }
@@ -248,5 +258,184 @@ impl<B: Backend> Backend for Narrow<B> {
         self.inner.sample(&mut to, &hidden, &weight, draws)?;
         self.back(&mut out.token, &to.token)?;
         self.back(&mut out.logp, &to.logp)
+    }
+
+    fn zero(&self, out: &mut Tensor) -> Result<()> {
+        let mut to = self.statistic_of(out)?;
+        self.inner.zero(&mut to)?;
+        self.back(out, &to)
+    }
+
+    fn gather_rows_backward(&self, dtable: &mut Tensor, dout: &Tensor, rows: &Tensor) -> Result<()> {
+        let mut to = self.statistic_of(dtable)?;
+        let [dout, rows] = self.put_all([dout, rows])?;
+        self.inner.gather_rows_backward(&mut to, &dout, &rows)?;
+        self.back(dtable, &to)
+    }
+
+    fn linear_backward(
+        &self,
+        dx: Option<&mut Tensor>,
+        add: bool,
+        grads: LinearGrads<'_>,
+        dy: &Tensor,
+        x: &Tensor,
+        linear: &Linear<'_>,
+    ) -> Result<()> {
+        let [dy, x] = self.put_all([dy, x])?;
+        let mut to_dx = dx.as_ref().map(|dx| self.place(dx)).transpose()?;
+        let place = |tensor: &Option<&mut Tensor>| {
+            tensor.as_ref().map(|tensor| self.statistic_of(tensor)).transpose()
+        };
+        let (mut weight, mut bias) = (place(&grads.weight)?, place(&grads.bias)?);
+        let pair = |pair: &LoraGrads<'_>| Ok([self.statistic_of(pair.a)?, self.statistic_of(pair.b)?]);
+        let mut pairs: Vec<[Tensor; 2]> = grads.lora.iter().map(pair).collect::<Result<_>>()?;
+        self.with_linear(linear, &mut |linear| {
+            let lora = pairs.iter_mut().map(|[a, b]| LoraGrads { a, b }).collect();
+            let grads = LinearGrads { weight: weight.as_mut(), bias: bias.as_mut(), lora };
+            self.inner.linear_backward(to_dx.as_mut(), add, grads, &dy, &x, linear)
+        })?;
+        for (to, from) in [(dx, to_dx), (grads.weight, weight), (grads.bias, bias)] {
+            if let (Some(to), Some(from)) = (to, from) {
+                self.back(to, &from)?;
+            }
+        }
+        for (to, [a, b]) in grads.lora.into_iter().zip(&pairs) {
+            self.back(to.a, a)?;
+            self.back(to.b, b)?;
+        }
+        Ok(())
+    }
+
+    fn gated_backward(
+        &self,
+        gate: &mut Tensor,
+        up: &mut Tensor,
+        dout: &Tensor,
+        activation: Activation,
+    ) -> Result<()> {
+        let (mut to_gate, mut to_up, dout) = (self.place(gate)?, self.place(up)?, self.put(dout)?);
+        self.inner.gated_backward(&mut to_gate, &mut to_up, &dout, activation)?;
+        self.back(gate, &to_gate)?;
+        self.back(up, &to_up)
+    }
+
+    fn activate_backward(&self, x: &mut Tensor, dout: &Tensor, activation: Activation) -> Result<()> {
+        let (mut to, dout) = (self.place(x)?, self.put(dout)?);
+        self.inner.activate_backward(&mut to, &dout, activation)?;
+        self.back(x, &to)
+    }
+
+    fn rms_norm_backward(
+        &self,
+        dx: &mut Tensor,
+        add: bool,
+        dweight: Option<&mut Tensor>,
+        dy: &Tensor,
+        x: &Tensor,
+        weight: &Tensor,
+        eps: f32,
+    ) -> Result<()> {
+        let mut to = self.place(dx)?;
+        let mut sums = dweight.as_ref().map(|dweight| self.statistic_of(dweight)).transpose()?;
+        let [dy, x, weight] = self.put_all([dy, x, weight])?;
+        self.inner.rms_norm_backward(&mut to, add, sums.as_mut(), &dy, &x, &weight, eps)?;
+        if let (Some(dweight), Some(sums)) = (dweight, sums) {
+            self.back(dweight, &sums)?;
+        }
+        self.back(dx, &to)
+    }
+
+    fn attention_backward(
+        &self,
+        grads: &mut AttentionGrads,
+        dout: &Tensor,
+        out: &Tensor,
+        lse: &Tensor,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        segments: &Segments<'_>,
+        causal: bool,
+        scale: f32,
+    ) -> Result<()> {
+        let mut to = AttentionGrads {
+            dq: self.place(&grads.dq)?,
+            dk: self.place(&grads.dk)?,
+            dv: self.place(&grads.dv)?,
+        };
+        let [dout, out, q, k, v, starts] = self.put_all([dout, out, q, k, v, segments.starts])?;
+        let parents = segments.parents.map(|parents| self.put(parents)).transpose()?;
+        let segments = Segments { starts: &starts, parents: parents.as_ref() };
+        let lse = self.statistic_of(lse)?;
+        self.inner.attention_backward(&mut to, &dout, &out, &lse, &q, &k, &v, &segments, causal, scale)?;
+        self.back(&mut grads.dq, &to.dq)?;
+        self.back(&mut grads.dk, &to.dk)?;
+        self.back(&mut grads.dv, &to.dv)
+    }
+
+    fn logprobs_backward(
+        &self,
+        dhidden: &mut Tensor,
+        dweight: Option<&mut Tensor>,
+        dlogp: &Tensor,
+        lse: &Tensor,
+        hidden: &Tensor,
+        weight: &Tensor,
+        targets: &Tensor,
+        temperature: f32,
+    ) -> Result<()> {
+        let mut to = self.place(dhidden)?;
+        let mut sums = dweight.as_ref().map(|dweight| self.statistic_of(dweight)).transpose()?;
+        let [hidden, weight, targets] = self.put_all([hidden, weight, targets])?;
+        let (dlogp, lse) = (self.statistic_of(dlogp)?, self.statistic_of(lse)?);
+        let inner = &self.inner;
+        inner.logprobs_backward(
+            &mut to,
+            sums.as_mut(),
+            &dlogp,
+            &lse,
+            &hidden,
+            &weight,
+            &targets,
+            temperature,
+        )?;
+        if let (Some(dweight), Some(sums)) = (dweight, sums) {
+            self.back(dweight, &sums)?;
+        }
+        self.back(dhidden, &to)
+    }
+
+    fn sq_norm(&self, out: &mut Tensor, tensors: &[&Tensor]) -> Result<()> {
+        let mut to = self.statistic_of(out)?;
+        let tensors: Vec<Tensor> =
+            tensors.iter().map(|tensor| self.statistic_of(tensor)).collect::<Result<_>>()?;
+        self.inner.sq_norm(&mut to, &tensors.iter().collect::<Vec<_>>())?;
+        self.back(out, &to)
+    }
+
+    fn adamw(&self, parameters: &mut [AdamwParameter<'_>], settings: &AdamwSettings) -> Result<()> {
+        for parameter in parameters {
+            let place = |tensor: &Tensor| self.statistic_of(tensor);
+            let (mut master, mut first) = (place(parameter.master)?, place(parameter.first)?);
+            let (mut second, gradient) = (place(parameter.second)?, place(parameter.gradient)?);
+            let mut weight = parameter.weight.as_ref().map(|weight| self.place(weight)).transpose()?;
+            let inner = AdamwParameter {
+                master: &mut master,
+                first: &mut first,
+                second: &mut second,
+                gradient: &gradient,
+                weight: weight.as_mut(),
+                decay: parameter.decay,
+            };
+            self.inner.adamw(&mut [inner], settings)?;
+            self.back(parameter.master, &master)?;
+            self.back(parameter.first, &first)?;
+            self.back(parameter.second, &second)?;
+            if let (Some(to), Some(from)) = (parameter.weight.as_deref_mut(), weight) {
+                self.back(to, &from)?;
+            }
+        }
+        Ok(())
     }
 }

@@ -15,7 +15,7 @@ use super::{
     values::{Matrix, floats, floats_mut, narrow},
 };
 use crate::{
-    backend::{Pages, SPLIT, check},
+    backend::{Pages, SPLIT, Segments, check},
     error::Result,
     tensor::Tensor,
 };
@@ -32,6 +32,9 @@ struct Sequence<'a> {
     length: usize,
     causal: bool,
     base: usize,
+    /// As many of the leading keys lie elsewhere: the first of them here, the others behind it.
+    prefix: usize,
+    prefix_base: usize,
     /// No table is one page that holds everything.
     table: Option<&'a [i32]>,
     page_len: usize,
@@ -43,9 +46,12 @@ struct Sequence<'a> {
 impl Sequence<'_> {
     #[inline(always)]
     fn key(&self, position: usize, kv_head: usize) -> usize {
+        if position < self.prefix {
+            return self.prefix_base + position * self.row_stride + kv_head * self.head_stride;
+        }
         let (page, offset) = match self.table {
             Some(table) => (table[position / self.page_len] as usize, position % self.page_len),
-            None => (0, position),
+            None => (0, position - self.prefix),
         };
         self.base + page * self.page_stride + offset * self.row_stride + kv_head * self.head_stride
     }
@@ -65,27 +71,27 @@ pub(super) fn attention(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    starts: &Tensor,
+    segments: &Segments<'_>,
     causal: bool,
     scale: f32,
 ) -> Result<()> {
     const OP: &str = "attention";
-    let sizes = check::attention(out, lse.as_deref(), q, k, v)?;
-    let sequences: Vec<_> = check::starts(OP, "starts", starts, sizes.rows)?
-        .windows(2)
-        .map(|bounds| {
-            let queries = bounds[0] as usize..bounds[1] as usize;
-            Sequence {
-                length: queries.len(),
-                causal,
-                base: queries.start * sizes.kv_heads * sizes.head_dim,
-                queries,
-                table: None,
-                page_len: usize::MAX,
-                page_stride: 0,
-                row_stride: sizes.kv_heads * sizes.head_dim,
-                head_stride: sizes.head_dim,
-            }
+    let sizes = check::attention(OP, out, lse.as_deref(), q, k, v)?;
+    let row_stride = sizes.kv_heads * sizes.head_dim;
+    let sequences: Vec<_> = check::segments(OP, segments, sizes.rows, causal)?
+        .into_iter()
+        .map(|segment| Sequence {
+            length: segment.length(),
+            causal,
+            base: segment.rows.start * row_stride,
+            prefix: segment.prefix.len(),
+            prefix_base: segment.prefix.start * row_stride,
+            queries: segment.rows,
+            table: None,
+            page_len: usize::MAX,
+            page_stride: 0,
+            row_stride,
+            head_stride: sizes.head_dim,
         })
         .collect();
     dispatch(cpu, OP, out, lse, q, (k, v), sizes, &sequences, scale)
@@ -111,6 +117,8 @@ pub(super) fn paged_attention(
             length: sequence.length,
             causal: true,
             base: 0,
+            prefix: 0,
+            prefix_base: 0,
             table: Some(sequence.table),
             page_len: pool.page_len,
             page_stride: pool.kv_heads * pool.page_len * pool.head_dim,

@@ -25,7 +25,10 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
-use super::{Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProbs, Pages, Rope, plain::Plain};
+use super::{
+    Activation, AdamwParameter, AdamwSettings, AttentionGrads, Backend, Draw, Drawn, Epilogue, Linear,
+    LinearGrads, LogProbs, Pages, Rope, Segments, plain::Plain,
+};
 use crate::{
     error::Result,
     tensor::{Dtype, Tensor},
@@ -33,6 +36,9 @@ use crate::{
 use isa::Level;
 use pool::Pool;
 pub use probe::Ceilings;
+
+/// Backward ops, until they have kernels of their own.
+const PLAIN: Plain<f32> = Plain::new();
 
 /// The CPU backend.
 #[derive(Debug)]
@@ -155,11 +161,11 @@ impl Backend for Cpu {
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
-        starts: &Tensor,
+        segments: &Segments<'_>,
         causal: bool,
         scale: f32,
     ) -> Result<()> {
-        attention::attention(self, out, lse, q, k, v, starts, causal, scale)
+        attention::attention(self, out, lse, q, k, v, segments, causal, scale)
     }
 
     fn kv_append(
@@ -199,5 +205,90 @@ impl Backend for Cpu {
 
     fn sample(&self, out: &mut Drawn, hidden: &Tensor, weight: &Tensor, draws: &[Draw<'_>]) -> Result<()> {
         head::sample(self, out, hidden, weight, draws)
+    }
+
+    fn zero(&self, out: &mut Tensor) -> Result<()> {
+        PLAIN.zero(out)
+    }
+
+    fn gather_rows_backward(&self, dtable: &mut Tensor, dout: &Tensor, rows: &Tensor) -> Result<()> {
+        PLAIN.gather_rows_backward(dtable, dout, rows)
+    }
+
+    fn linear_backward(
+        &self,
+        dx: Option<&mut Tensor>,
+        add: bool,
+        grads: LinearGrads<'_>,
+        dy: &Tensor,
+        x: &Tensor,
+        linear: &Linear<'_>,
+    ) -> Result<()> {
+        PLAIN.linear_backward(dx, add, grads, dy, x, linear)
+    }
+
+    fn gated_backward(
+        &self,
+        gate: &mut Tensor,
+        up: &mut Tensor,
+        dout: &Tensor,
+        activation: Activation,
+    ) -> Result<()> {
+        PLAIN.gated_backward(gate, up, dout, activation)
+    }
+
+    fn activate_backward(&self, x: &mut Tensor, dout: &Tensor, activation: Activation) -> Result<()> {
+        PLAIN.activate_backward(x, dout, activation)
+    }
+
+    fn rms_norm_backward(
+        &self,
+        dx: &mut Tensor,
+        add: bool,
+        dweight: Option<&mut Tensor>,
+        dy: &Tensor,
+        x: &Tensor,
+        weight: &Tensor,
+        eps: f32,
+    ) -> Result<()> {
+        PLAIN.rms_norm_backward(dx, add, dweight, dy, x, weight, eps)
+    }
+
+    fn attention_backward(
+        &self,
+        grads: &mut AttentionGrads,
+        dout: &Tensor,
+        out: &Tensor,
+        lse: &Tensor,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        segments: &Segments<'_>,
+        causal: bool,
+        scale: f32,
+    ) -> Result<()> {
+        PLAIN.attention_backward(grads, dout, out, lse, q, k, v, segments, causal, scale)
+    }
+
+    fn logprobs_backward(
+        &self,
+        dhidden: &mut Tensor,
+        dweight: Option<&mut Tensor>,
+        dlogp: &Tensor,
+        lse: &Tensor,
+        hidden: &Tensor,
+        weight: &Tensor,
+        targets: &Tensor,
+        temperature: f32,
+    ) -> Result<()> {
+        PLAIN.logprobs_backward(dhidden, dweight, dlogp, lse, hidden, weight, targets, temperature)
+    }
+
+    fn sq_norm(&self, out: &mut Tensor, tensors: &[&Tensor]) -> Result<()> {
+        PLAIN.sq_norm(out, tensors)
+    }
+
+    fn adamw(&self, parameters: &mut [AdamwParameter<'_>], settings: &AdamwSettings) -> Result<()> {
+        PLAIN.adamw(parameters, settings)
     }
 }

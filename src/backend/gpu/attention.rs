@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     backend::{
-        Pages, SPLIT,
+        Pages, SPLIT, Segments,
         check::{self, AttentionSizes},
     },
     error::{Error, Result},
@@ -113,12 +113,17 @@ pub(super) fn attention<R: Runtime>(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    starts: &Tensor,
+    segments: &Segments<'_>,
     causal: bool,
     scale: f32,
 ) -> Result<()> {
     const OP: &str = "attention";
-    let sizes = check::attention(out, lse.as_deref(), q, k, v)?;
+    let sizes = check::attention(OP, out, lse.as_deref(), q, k, v)?;
+    if let Some(parents) = segments.parents {
+        let what = format!("parents is {parents:?}; on a device sequences have no parents yet");
+        return Err(Error::caller(OP, what));
+    }
+    let starts = segments.starts;
     expect_dtype(OP, "starts", starts, Dtype::I32)?;
     let sequences = starts.len().saturating_sub(1);
     let problem = Problem { starts: gpu.at(starts)?, causal: causal.into(), ..Problem::zeroed() };

@@ -6,7 +6,10 @@
 
 use super::{Address, Launch, Runtime, attention, head, linear, norm, rows};
 use crate::{
-    backend::{Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProbs, Pages, Rope},
+    backend::{
+        Activation, AdamwParameter, AdamwSettings, AttentionGrads, Backend, Draw, Drawn, Epilogue, Linear,
+        LinearGrads, LogProbs, Pages, Rope, Segments,
+    },
     error::{Error, Result},
     tensor::{DeviceMemory, Dtype, Tensor, byte_length},
 };
@@ -126,6 +129,10 @@ pub(super) fn expect_dtype(op: &'static str, name: &str, tensor: &Tensor, dtype:
     Err(Error::caller(op, format!("{name} is {tensor:?}; on a device it has to be {dtype}")))
 }
 
+fn no_kernel(op: &'static str) -> Result<()> {
+    Err(Error::caller(op, "there is no kernel for a device yet; train on the cpu"))
+}
+
 /// A size as kernels take it.
 pub(super) fn int(op: &'static str, name: &str, size: usize) -> Result<i32> {
     i32::try_from(size)
@@ -224,11 +231,11 @@ impl<R: Runtime> Backend for Gpu<R> {
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
-        starts: &Tensor,
+        segments: &Segments<'_>,
         causal: bool,
         scale: f32,
     ) -> Result<()> {
-        attention::attention(self, out, lse, q, k, v, starts, causal, scale)
+        attention::attention(self, out, lse, q, k, v, segments, causal, scale)
     }
 
     fn kv_append(
@@ -268,5 +275,84 @@ impl<R: Runtime> Backend for Gpu<R> {
 
     fn sample(&self, out: &mut Drawn, hidden: &Tensor, weight: &Tensor, draws: &[Draw<'_>]) -> Result<()> {
         head::sample(self, out, hidden, weight, draws)
+    }
+
+    fn zero(&self, _: &mut Tensor) -> Result<()> {
+        no_kernel("zero")
+    }
+
+    fn gather_rows_backward(&self, _: &mut Tensor, _: &Tensor, _: &Tensor) -> Result<()> {
+        no_kernel("gather_rows_backward")
+    }
+
+    fn linear_backward(
+        &self,
+        _: Option<&mut Tensor>,
+        _: bool,
+        _: LinearGrads<'_>,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Linear<'_>,
+    ) -> Result<()> {
+        no_kernel("linear_backward")
+    }
+
+    fn gated_backward(&self, _: &mut Tensor, _: &mut Tensor, _: &Tensor, _: Activation) -> Result<()> {
+        no_kernel("gated_backward")
+    }
+
+    fn activate_backward(&self, _: &mut Tensor, _: &Tensor, _: Activation) -> Result<()> {
+        no_kernel("activate_backward")
+    }
+
+    fn rms_norm_backward(
+        &self,
+        _: &mut Tensor,
+        _: bool,
+        _: Option<&mut Tensor>,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        _: f32,
+    ) -> Result<()> {
+        no_kernel("rms_norm_backward")
+    }
+
+    fn attention_backward(
+        &self,
+        _: &mut AttentionGrads,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Segments<'_>,
+        _: bool,
+        _: f32,
+    ) -> Result<()> {
+        no_kernel("attention_backward")
+    }
+
+    fn logprobs_backward(
+        &self,
+        _: &mut Tensor,
+        _: Option<&mut Tensor>,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        _: f32,
+    ) -> Result<()> {
+        no_kernel("logprobs_backward")
+    }
+
+    fn sq_norm(&self, _: &mut Tensor, _: &[&Tensor]) -> Result<()> {
+        no_kernel("sq_norm")
+    }
+
+    fn adamw(&self, _: &mut [AdamwParameter<'_>], _: &AdamwSettings) -> Result<()> {
+        no_kernel("adamw")
     }
 }

@@ -1,7 +1,14 @@
 //! Attention as its formula says: one query after another, with all of its keys at once.
 
 use super::{Real, dot, load, store};
-use crate::{backend::check::AttentionSizes, error::Result, tensor::Tensor};
+use crate::{
+    backend::{
+        AttentionGrads,
+        check::{AttentionSizes, Segment},
+    },
+    error::Result,
+    tensor::Tensor,
+};
 use std::ops::Range;
 
 /// Softmax-weighted values of one query: scores over `keys`, values over `values`.
@@ -55,4 +62,47 @@ pub(super) fn attend_sequence<R: Real>(
         }
     }
     Ok(())
+}
+
+/// See [`crate::backend::Backend::attention_backward`]. With p = exp(scale·q·k − lse) and δ = dout·out:
+/// ds = p·(dout·v − δ), dq = scale·Σ ds·k, dk = scale·Σ ds·q, dv = Σ p·dout.
+pub(super) fn backward<R: Real>(
+    grads: &mut AttentionGrads,
+    (dout, out, lse): (&Tensor, &Tensor, &Tensor),
+    (q, k, v): (&Tensor, &Tensor, &Tensor),
+    sizes: AttentionSizes,
+    segments: &[Segment],
+    scale: f32,
+) -> Result<()> {
+    let AttentionSizes { rows, heads, kv_heads, head_dim } = sizes;
+    let narrow =
+        |values: &[R]| -> Vec<R> { values.iter().map(|value| value.rounded_for(k.dtype())).collect() };
+    let add = |to: &mut [R], factor: R, values: &[R]| {
+        to.iter_mut().zip(values).for_each(|(to, &value)| *to += factor * value);
+    };
+    let scale = R::of(scale.into());
+    let mut dk = vec![vec![R::of(0.0); head_dim]; rows * kv_heads];
+    let mut dv = dk.clone();
+    for segment in segments {
+        for line in segment.rows.start * heads..segment.rows.end * heads {
+            let (row, head) = (line / heads, line % heads);
+            let of = |tensor, at: usize| load::<R>(tensor, at * head_dim..(at + 1) * head_dim);
+            let (dout, out, q) = (of(dout, line)?, of(out, line)?, narrow(&of(q, line)?));
+            let lse = load::<R>(lse, line..line + 1)?[0];
+            let delta = dot(&dout, &out);
+            let mut dq = vec![R::of(0.0); head_dim];
+            for position in 0..segment.visible(row) {
+                let at = segment.key(position) * kv_heads + head / (heads / kv_heads);
+                let key = of(k, at)?;
+                let p = (dot(&q, &key) * scale - lse).exp();
+                let ds = p * (dot(&narrow(&dout), &of(v, at)?) - delta) * scale;
+                add(&mut dq, ds, &key);
+                add(&mut dk[at], ds, &q);
+                add(&mut dv[at], p, &dout);
+            }
+            store(&mut grads.dq, line * head_dim, &dq)?;
+        }
+    }
+    store(&mut grads.dk, 0, &dk.concat())?;
+    store(&mut grads.dv, 0, &dv.concat())
 }

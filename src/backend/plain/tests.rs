@@ -56,7 +56,8 @@ fn attention_weighs_values_by_the_softmax_of_scores() {
     let q = tensor(&[2, 1, 1], &[1.0, 1.0]);
     let (k, v) = (tensor(&[2, 1, 1], &[0.0, 3f64.ln()]), tensor(&[2, 1, 1], &[8.0, 4.0]));
     let (mut out, mut lse) = (q.clone(), tensor(&[2, 1], &[0.0; 2]));
-    ORACLE.attention(&mut out, Some(&mut lse), &q, &k, &v, &indices(&[0, 2]), true, 1.0).unwrap();
+    let segments = Segments { starts: &indices(&[0, 2]), parents: None };
+    ORACLE.attention(&mut out, Some(&mut lse), &q, &k, &v, &segments, true, 1.0).unwrap();
     close(&out, &[8.0, 5.0]);
     close(&lse, &[0.0, 4f64.ln()]);
 }

@@ -4,7 +4,9 @@ use super::arguments::Argument;
 use super::case::Then;
 use super::make::{PLAIN, UP};
 use pellucid::{
-    backend::{Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProbs, LoraRows, Pages, Rope},
+    backend::{
+        Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProbs, LoraRows, Pages, Rope, Segments,
+    },
     error::{Error, Result},
     tensor::{Dtype, Tensor},
 };
@@ -138,7 +140,8 @@ impl Call {
             }
             Op::Attention { causal } => {
                 let [q, k, v, starts] = inputs.all(["q", "k", "v", "starts"])?;
-                backend.attention(out()?, Some(out()?), q, k, v, starts, causal, scale(q))
+                let segments = Segments { starts, parents: None };
+                backend.attention(out()?, Some(out()?), q, k, v, &segments, causal, scale(q))
             }
             Op::KvAppend => {
                 let [k, v, slots] = inputs.all(["k", "v", "slots"])?;

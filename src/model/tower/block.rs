@@ -1,7 +1,7 @@
 //! The block both kinds of tower are stacks of: attention within segments, then an MLP, each behind a norm
 //! and each added to the residual stream.
 
-use crate::backend::{Activation, Backend, Epilogue, Rope};
+use crate::backend::{Activation, Backend, Epilogue, Rope, Segments};
 use crate::error::Result;
 use crate::model::weights::{Bias, LinearWeights, Loader};
 use crate::tensor::Tensor;
@@ -98,7 +98,7 @@ impl TowerBlock {
             &states[0],
             &states[1],
             &states[2],
-            around.starts,
+            &Segments { starts: around.starts, parents: None },
             false,
             scale,
         )?;
