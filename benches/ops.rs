@@ -154,7 +154,7 @@ fn rest(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("logprobs", rows), |bencher| {
             bencher.iter(|| cpu.logprobs(&mut out, &hidden, &weight, &targets, 1.0).unwrap());
         });
-        let mut out = Drawn { token: indices(vec![0; rows]), logp: zeros() };
+        let mut out = Drawn { token: indices(vec![0; rows]), logp: zeros(), entropy: None };
         for (name, draw) in [("sample", Draw::default()), ("top_p", Draw { top_p: 0.9, ..Draw::default() })] {
             let draws = vec![draw; rows];
             group.bench_function(BenchmarkId::new(name, rows), |bencher| {

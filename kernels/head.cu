@@ -10,8 +10,8 @@
 // in      hidden bf16 [T, C]; W bf16 [V, C]; targets i32 [T] and the temperature f32, or draws [T]
 // work    summaries [tiles, T] of 16 bytes; chosen f32 [T] of targets; leaders [tiles + 1, T] of 16 bytes and
 //         logits f32 [slots, pitch] of draws, pitch a multiple of 4
-// out     logp, lse, entropy f32 [T], greedy i32 [T]; or token i32 [T], logp f32 [T]: of a row with a logit that is not
-//         finite, ~ the first such token, and that logit
+// out     logp, lse, entropy f32 [T], greedy i32 [T]; or token i32 [T], logp f32 [T], and entropy f32 [T] or null: of a
+//         row with a logit that is not finite, ~ the first such token, that logit, and any entropy
 // launch  tiles: 1-D grid of tiles of rows times tiles of the vocabulary, block and shared bytes: GemmTile's THREADS and
 //         SHARED. Joining: grid (T / 2), block (256), shared 512 bytes. Any sizes >= 1, T up to 2^24, V below 2^30
 // floor   flops 2TVC, bytes 2VC + 2TC. V = 151936, C = 2048: T = 4096 at 790 TFLOP/s: 3.2 ms, T = 1 at 4.3 TB/s: 145 us
@@ -259,6 +259,7 @@ __device__ __forceinline__ Summary joined(unsigned char* memory, const Summary* 
 __device__ __forceinline__ float logp_of(float x, const Summary& all) {
     return __fadd_rn(__fadd_rn(x, -all.greatest), -logf(all.sum));
 }
+__device__ __forceinline__ float entropy_of(const Summary& all) { return logf(all.sum) - all.weighted / all.sum; }
 
 KERNEL void __launch_bounds__(JOIN_ROWS* JOIN_SLICES)
     head_logprobs(float* logp, float* lse, float* entropy, int* greedy, const Summary* summaries, const float* chosen,
@@ -269,14 +270,14 @@ KERNEL void __launch_bounds__(JOIN_ROWS* JOIN_SLICES)
     if (threadIdx.x >= JOIN_ROWS || row >= rows) return;
     logp[row] = logp_of(chosen[row], all);
     lse[row] = all.greatest + logf(all.sum);
-    entropy[row] = logf(all.sum) - all.weighted / all.sum;
+    entropy[row] = entropy_of(all);
     greedy[row] = all.greedy == 0x7FFFFFFF ? 0 : all.greedy;  // of NaN alone, the first
 }
 EMU_REGISTER(head_logprobs)
 
 KERNEL void __launch_bounds__(JOIN_ROWS* JOIN_SLICES)
-    head_drawn(int* token, float* logp, const Summary* summaries, const Leader* leaders, const Draw* draws, int tiles,
-               int rows) {
+    head_drawn(int* token, float* logp, float* entropy, const Summary* summaries, const Leader* leaders,
+               const Draw* draws, int tiles, int rows) {
     DYN_SMEM(memory);
     const Summary all = joined(memory, summaries, tiles, rows);
     Leader* warps = reinterpret_cast<Leader*>(memory + 256);  // [8, 2]
@@ -293,5 +294,6 @@ KERNEL void __launch_bounds__(JOIN_ROWS* JOIN_SLICES)
     for (int w = 0; w < JOIN_WARPS; w++) leader = leader_of(leader, load_leader(&warps[w * JOIN_ROWS + at]));
     token[row] = leader.token;
     logp[row] = leader.token < 0 ? leader.logit : logp_of(leader.logit, all);
+    if (entropy) entropy[row] = entropy_of(all);
 }
 EMU_REGISTER(head_drawn)

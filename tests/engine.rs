@@ -7,7 +7,7 @@ mod support;
 
 use pellucid::backend::{Backend, cpu::Cpu};
 use pellucid::engine::{
-    Completion, Engine, Event, Features, Generation, Input, Limits, Published, Request, Sampling,
+    Completion, Engine, Event, Features, Finish, Generation, Input, Limits, Published, Request, Sampling,
     ScoreRequest, Ticket, generate, score,
 };
 use pellucid::format::{ModelFolder, adapter::Adapter as AdapterFile};
@@ -147,7 +147,7 @@ fn a_completion_depends_on_its_request_alone() {
                 let own = 1 + random.below(PAGE + 20);
                 let (shared, own) = (random.below(begin.len()), random.tokens(own));
                 let input = world.tokens([&begin[..shared], &own].concat());
-                let sampling = drawn(1 + random.below(90));
+                let sampling = Sampling { entropy: number % 2 == 0, ..drawn(1 + random.below(90)) };
                 let seeds: Vec<u64> =
                     (0..1 + random.below(3) as u64).map(|seed| 100 * number + seed).collect();
                 let adapted = number % 3 == 1;
@@ -170,6 +170,8 @@ fn a_completion_depends_on_its_request_alone() {
                     let scoring = ScoreRequest::new(&world.model, input.clone(), got.tokens.clone()).unwrap();
                     let scored = score(&world.model, adapter.map(|a| &**a), &[scoring], 0.8, 50).unwrap();
                     assert_eq!(scored[0].logprobs, got.logprobs, "{ticket:?}.{lane} scored");
+                    let entropy = if sampling.entropy { &scored[0].entropy[..] } else { &[] };
+                    assert_eq!(entropy, got.entropy, "{ticket:?}.{lane} scored");
                 }
             }
         }
@@ -201,6 +203,34 @@ fn a_prompt_is_read_once() {
     engine.submit(request(&input, &drawn(5), &[9], None)).unwrap();
     drain(&mut engine, &mut ended);
     assert_eq!(engine.totals().computed - before, 604);
+}
+
+/// A stop token ends a completion as an end token does, is in its ids and not in its text, and is asked for: going on
+/// past the model's own end tokens does not concern it.
+#[test]
+fn a_stop_token_ends_a_completion() {
+    let world = World::open("qwen2", cpu());
+    let input = world.tokens(Random(9).tokens(20));
+    let whole = world.alone(&input, &drawn(40), None);
+    let stop = whole.tokens[25];
+    let at = whole.tokens.iter().position(|&token| token == stop).unwrap();
+    let stopping = Sampling { stop_token_ids: vec![stop, 1_000], ..drawn(40) };
+    let refused = generate(
+        Generation {
+            model: &world.model,
+            tokenizer: world.reader.tokenizer(),
+            adapter: None,
+            end_tokens: &[],
+        },
+        &input,
+        &stopping,
+        |_| Ok(()),
+    );
+    assert!(refused.unwrap_err().to_string().contains("stop token 1000"));
+    let got = world.alone(&input, &Sampling { stop_token_ids: vec![stop], ..drawn(40) }, None);
+    assert_eq!((got.finish, &got.tokens[..]), (Finish::Stop, &whole.tokens[..=at]));
+    let words = world.reader.tokenizer().decode(&whole.tokens[..at], true).unwrap();
+    assert_eq!(got.text, words);
 }
 
 /// Two that arrive together share what one of them computes.
@@ -311,6 +341,8 @@ fn what_could_never_run_is_refused_by_name() {
     refused(&mut engine, request(&input, &drawn(10), &[], None), &["0 completions"]);
     refused(&mut engine, request(&input, &drawn(1 << 40), &[0], None), &["context"]);
     refused(&mut engine, request(&input, &drawn(0), &[0], None), &["max-tokens"]);
+    let greedy = Sampling { temperature: 0.0, ..drawn(5) };
+    refused(&mut engine, request(&input, &greedy, &[0, 1], None), &["2 completions at temperature 0"]);
     assert!(engine.is_idle());
     let limits = Limits { pages: 0, tokens: 1, sequences: 1 };
     assert!(Engine::new(&world.model, world.reader.tokenizer(), &[], limits).is_err());

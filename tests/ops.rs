@@ -424,11 +424,13 @@ fn bad_arguments_are_refused() {
             LogProbs { logp: f32s(&[2]), lse: f32s(&[2]), entropy: f32s(&[2]), greedy: indices(&[0, 0]) };
         refused(backend.logprobs(&mut out, &x, &w, &indices(&[0, 0]), 0.0), &["temperature is 0"]);
 
-        let mut out = Drawn { token: indices(&[0, 0]), logp: f32s(&[2]) };
+        let mut out = Drawn { token: indices(&[0, 0]), logp: f32s(&[2]), entropy: None };
         let draw = Draw::default();
         refused(backend.sample(&mut out, &x, &w, &[draw]), &["sample", "hidden", "1 draws"]);
         let cold = Draw { temperature: -1.0, ..draw };
         refused(backend.sample(&mut out, &x, &w, &[draw, cold]), &["temperature -1"]);
+        out.entropy = Some(f32s(&[3]));
+        refused(backend.sample(&mut out, &x, &w, &[draw, draw]), &["sample", "entropy"]);
     }
 }
 

@@ -18,6 +18,14 @@ fn pellucid(arguments: &[&str]) -> Run {
     Run { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
 
+impl Run {
+    #[track_caller]
+    fn fails_with(&self, words: &str) {
+        assert_eq!((self.code, self.stderr.lines().count()), (Some(1), 1), "{}", self.stderr);
+        assert!(self.stderr.contains(words), "{}", self.stderr);
+    }
+}
+
 fn rollout(folder: &Path, output: &str, more: &[&str]) -> Run {
     rollout_of(3, folder, output, more)
 }
@@ -29,6 +37,35 @@ fn rollout_of(n: usize, folder: &Path, output: &str, more: &[&str]) -> Run {
     let arguments = ["rollout", "--model", MODEL, "--input", &input, "--output", &output, "--n", &n];
     let sampling = ["--max-tokens", "12", "--temperature", "0.9", "--seed", "5", "--ignore-eos"];
     pellucid(&[&arguments[..], &sampling, more].concat())
+}
+
+/// The ids at which a completion stops are those given, and the same in every lane.
+#[test]
+fn stop_tokens_are_given_as_a_list() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let folder = folder.path();
+    prompts(folder);
+    assert_eq!(rollout(folder, "free.jsonl", &["--quiet"]).code, Some(0));
+    let free = lines(folder, "free.jsonl");
+    let ids = |line: &Value, lane: usize| line["completions"][lane]["token_ids"].clone();
+    let first: Vec<String> = (0..2).map(|lane| ids(&free["2"], lane)[4].to_string()).collect();
+    assert_eq!(
+        rollout(folder, "stop.jsonl", &["--quiet", "--stop-token-ids", &first.join(",")]).code,
+        Some(0)
+    );
+    for (id, line) in &lines(folder, "stop.jsonl") {
+        for lane in 0..3 {
+            let (free, stopped) = (ids(&free[id], lane), ids(line, lane));
+            let is_stop = |token: &Value| first.contains(&token.to_string());
+            let free = free.as_array().expect("is a list");
+            let end = free.iter().position(is_stop).map_or(free.len(), |at| at + 1);
+            assert_eq!(stopped.as_array().expect("is a list"), &free[..end], "{id} {lane}");
+            let reason = if free[..end].iter().any(is_stop) { "stop" } else { "length" };
+            assert_eq!(line["completions"][lane]["finish_reason"], reason, "{id} {lane}");
+        }
+    }
+    let run = rollout(folder, "far.jsonl", &["--quiet", "--stop-token-ids", "999999"]);
+    run.fails_with("stop token 999999");
 }
 
 /// Twelve prompts, with pictures, words and token ids.
@@ -75,7 +112,9 @@ fn an_interrupted_file_is_gone_on_with() {
             assert_eq!(completion["finish_reason"], "length");
         }
         assert_ne!(completions[0]["token_ids"], completions[1]["token_ids"]);
+        assert_eq!(completions[0].get("entropy"), None);
     }
+    rollout(folder, "whole.jsonl", &["--entropy"]).fails_with("no entropy, but --entropy is given");
     // Cut off in the middle of a line, and with other limits from there on: the same lines in the end.
     let bytes = fs::read(folder.join("whole.jsonl")).expect("is there");
     for cut in [0, 1, bytes.len() / 3, bytes.len() / 2, bytes.len() - 1] {
@@ -92,11 +131,12 @@ fn an_interrupted_file_is_gone_on_with() {
 
 /// What `score` says of the same tokens is what was recorded, to the last digit.
 #[test]
-fn scores_are_the_recorded_logprobs() {
+fn scores_are_the_recorded_logprobs_and_entropies() {
     let folder = tempfile::tempdir().expect("there is room");
     let folder = folder.path();
     prompts(folder);
-    assert_eq!(rollout(folder, "out.jsonl", &["--quiet"]).code, Some(0));
+    assert_eq!(rollout(folder, "out.jsonl", &["--quiet", "--entropy"]).code, Some(0));
+    rollout(folder, "out.jsonl", &["--quiet"]).fails_with("entropy, but --entropy is not given");
     let rolled = lines(folder, "out.jsonl");
     let mut requests = String::new();
     for (number, line) in
@@ -124,6 +164,7 @@ fn scores_are_the_recorded_logprobs() {
         for (lane, completion) in line["completions"].as_array().expect("is a list").iter().enumerate() {
             let scored = &scores[&json!(format!("{id} {lane}")).to_string()];
             assert_eq!(scored["logprobs"], completion["logprobs"], "{id} {lane}");
+            assert_eq!(scored["entropy"], completion["entropy"], "{id} {lane}");
         }
     }
 }

@@ -442,6 +442,10 @@ pub fn sample(out: &Drawn, hidden: &Tensor, weight: &Tensor, draws: &[Draw<'_>])
     for (name, tensor) in [("token", &out.token), ("logp", &out.logp)] {
         shape(OP, name, tensor, &[sizes.rows])?;
     }
+    if let Some(entropy) = &out.entropy {
+        float(OP, "entropy", entropy)?;
+        shape(OP, "entropy", entropy, &[sizes.rows])?;
+    }
     draws.iter().try_for_each(Draw::check)?;
     Ok(sizes)
 }

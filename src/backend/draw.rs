@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    tensor::Tensor,
+    tensor::{Dtype, Tensor},
 };
 
 /// How a row's token is drawn.
@@ -183,15 +183,40 @@ pub struct Drawn {
     pub token: Tensor,
     /// The token's log-prob, or the logit that is not finite; f32 (f64 in the oracle).
     pub logp: Tensor,
+    /// Where it is asked for: entropy of the tempered distribution, as [`super::LogProbs`] has it.
+    pub entropy: Option<Tensor>,
+}
+
+/// A drawn token on the host.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DrawnToken {
+    /// Its id.
+    pub id: u32,
+    /// Its log-prob.
+    pub logp: f32,
+    /// The entropy of what it was drawn from, before penalty and filters, if that was asked for.
+    pub entropy: Option<f32>,
 }
 
 impl Drawn {
-    /// Tokens and log-probs on the host; for a row whose logits are not finite, what is wrong with it.
-    pub fn read(&self, backend: &dyn Backend) -> Result<Vec<Result<(u32, f32)>>> {
+    /// Room for `count` draws on a backend.
+    pub fn alloc(backend: &dyn Backend, count: usize, entropy: bool) -> Result<Self> {
+        let float = || backend.alloc(backend.statistic(), &[count]);
+        let token = backend.alloc(Dtype::I32, &[count])?;
+        Ok(Drawn { token, logp: float()?, entropy: entropy.then(float).transpose()? })
+    }
+
+    /// What was drawn, on the host; for a row whose logits are not finite, what is wrong with it.
+    pub fn read(&self, backend: &dyn Backend) -> Result<Vec<Result<DrawnToken>>> {
         let (token, logp) = (backend.download(&self.token)?, backend.download(&self.logp)?);
+        let entropy = self.entropy.as_ref().map(|entropy| backend.download(entropy)).transpose()?;
+        let entropy = entropy.map(|entropy| entropy.to_f64());
         let rows = token.as_slice::<i32>()?.iter().zip(logp.to_f64()).enumerate();
         let rows = rows.map(|(row, (&token, logp))| match u32::try_from(token) {
-            Ok(token) => Ok((token, logp as f32)),
+            Ok(id) => {
+                let entropy = entropy.as_ref().map(|entropy| entropy[row] as f32);
+                Ok(DrawnToken { id, logp: logp as f32, entropy })
+            }
             Err(_) => {
                 let what = format!("row {row}: the logit of token {} is {logp}", !token);
                 Err(Error::caller("sample", format!("{what}; look at the weights with `inspect`")))

@@ -37,7 +37,7 @@ pub mod gpu;
 pub mod philox;
 pub mod plain;
 
-pub use draw::{Draw, Drawn};
+pub use draw::{Draw, Drawn, DrawnToken};
 pub use gradient::{AdamwParameter, AdamwSettings, AttentionGrads, LinearGrads, LoraGrads};
 
 use crate::{
@@ -286,7 +286,8 @@ pub trait Backend: fmt::Debug + Send + Sync {
     ) -> Result<()>;
 
     /// Draws a token per row from hidden·Wᵀ, and its log-prob under softmax(hidden·Wᵀ / temperature) over the whole
-    /// vocabulary, before penalty and filters; the temperature counts as 1 when greedy.
+    /// vocabulary, before penalty and filters, with that distribution's entropy where `out` has room for it; the
+    /// temperature counts as 1 when greedy.
     /// hidden `[B, C]`, weight `[V, C]`, draws `[B]`.
     fn sample(&self, out: &mut Drawn, hidden: &Tensor, weight: &Tensor, draws: &[Draw<'_>]) -> Result<()>;
 

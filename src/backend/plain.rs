@@ -336,16 +336,19 @@ impl<R: Real> Backend for Plain<R> {
             let logits = product(&[load_row::<R>(hidden, row)?], weight)?.remove(0);
             // Decisions are made in f32 everywhere.
             let mut narrow: Vec<f32> = logits.iter().map(|logit| logit.wide() as f32).collect();
-            let (token, logp) = match narrow.iter().position(|logit| !logit.is_finite()) {
-                Some(bad) => (!(bad as i32), logits[bad]),
+            let (token, logp, entropy) = match narrow.iter().position(|logit| !logit.is_finite()) {
+                Some(bad) => (!(bad as i32), logits[bad], logits[bad]),
                 None => {
                     let token = draw.pick(&mut narrow);
-                    let (tempered, Softmax { lse, .. }) = Softmax::of(&logits, draw.divisor());
-                    (token as i32, tempered[token as usize] - lse)
+                    let (tempered, Softmax { lse, entropy, .. }) = Softmax::of(&logits, draw.divisor());
+                    (token as i32, tempered[token as usize] - lse, entropy)
                 }
             };
             out.token.as_mut_slice::<i32>()?[row] = token;
             store(&mut out.logp, row, &[logp])?;
+            if let Some(to) = &mut out.entropy {
+                store(to, row, &[entropy])?;
+            }
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use super::Global;
 use super::model::ModelFlags;
 use super::sampling::SamplingFlags;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use pellucid::engine::{self, Features};
 use pellucid::prompt::message::{ImageReference, Message};
 use pellucid::prompt::reader::Words;
@@ -51,7 +51,10 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     let start = Instant::now();
     let opened = arguments.model_flags.open(&arguments.model, global)?;
     let sampling = arguments.sampling.settings(global.seed, &opened.generation);
-    sampling.check()?;
+    sampling.check_for(1, opened.model.config.decoder.vocab)?;
+    if sampling.entropy && !global.json {
+        bail!("--entropy is part of the record that --json prints; add --json");
+    }
     let images: Vec<_> = arguments.image.iter().cloned().map(ImageReference::Path).collect();
     let (words, given) = if arguments.raw {
         (Words::Text(arguments.prompt.clone()), images)
@@ -78,7 +81,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
             .map_err(|source| pellucid::Error::machine_because("generate", "cannot write the text", source))
     })?;
     if global.json {
-        let record = json!({
+        let mut record = json!({
             "text": completion.text,
             "token_ids": completion.tokens,
             "logprobs": completion.logprobs,
@@ -86,6 +89,9 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
             "seed": sampling.seed,
             "prompt_token_ids": input.tokens(),
         });
+        if sampling.entropy {
+            record["entropy"] = json!(completion.entropy);
+        }
         writeln!(out, "{record}")?;
     } else if !completion.text.ends_with('\n') {
         writeln!(out)?;

@@ -81,6 +81,8 @@ struct RolledCompletion<'a> {
     text: &'a str,
     token_ids: &'a [u32],
     logprobs: &'a [f32],
+    #[serde(skip_serializing_if = "<[f32]>::is_empty")]
+    entropy: &'a [f32],
     finish_reason: &'static str,
     seed: u64,
 }
@@ -96,11 +98,11 @@ struct Job {
 pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     let opened = arguments.model_flags.open(&arguments.model, global)?;
     let sampling = arguments.sampling.settings(global.seed, &opened.generation);
-    sampling.check()?;
+    sampling.check_for(arguments.n, opened.model.config.decoder.vocab)?;
     if arguments.n == 0 || arguments.n > arguments.sequences {
         bail!("--n {} has to lie between 1 and --sequences {}", arguments.n, arguments.sequences);
     }
-    let (finished, mut out) = resume(&arguments.output, &arguments.input, arguments.n)?;
+    let (finished, mut out) = resume(&arguments.output, &arguments.input, arguments.n, sampling.entropy)?;
     let limits = limits(arguments, &opened);
     if !global.quiet {
         eprintln!("{}", plan(&opened, limits, finished.len()));
@@ -270,6 +272,7 @@ impl Rollout {
             text: &done.text,
             token_ids: &done.tokens,
             logprobs: &done.logprobs,
+            entropy: &done.entropy,
             finish_reason: done.finish.name(),
             seed,
         });
@@ -286,7 +289,7 @@ impl Rollout {
 }
 
 /// The ids an output file holds, and the file ready for more. A last line that was cut off is taken away.
-fn resume(output: &Path, input: &Path, n: usize) -> Result<(HashSet<String>, File)> {
+fn resume(output: &Path, input: &Path, n: usize, entropy: bool) -> Result<(HashSet<String>, File)> {
     let real = |path: &Path| path.canonicalize().ok();
     if real(output).is_some_and(|output| real(input) == Some(output)) {
         bail!("{} is the input too; write the completions to another file", output.display());
@@ -310,6 +313,12 @@ fn resume(output: &Path, input: &Path, n: usize) -> Result<(HashSet<String>, Fil
         if count != n {
             bail!(
                 "{place}: {count} completions, but --n is {n}; another run made it, so choose another file"
+            );
+        }
+        if record["completions"][0]["entropy"].is_array() != entropy {
+            let (there, given) = if entropy { ("no entropy", "is") } else { ("entropy", "is not") };
+            bail!(
+                "{place}: {there}, but --entropy {given} given; another run made it, so choose another file"
             );
         }
         finished.insert(record["id"].to_string());

@@ -35,9 +35,17 @@ pub(crate) struct SamplingFlags {
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
 
+    /// End a completion at these tokens, in its ids but not in its text
+    #[arg(long, value_name = "ID", value_delimiter = ',')]
+    stop_token_ids: Vec<u32>,
+
     /// Go on past the model's end tokens
     #[arg(long)]
     ignore_eos: bool,
+
+    /// Also give the entropy, in nats, of the distribution each token was drawn from, over the full vocabulary
+    #[arg(long)]
+    entropy: bool,
 
     /// Take settings that are not given from the checkpoint's generation_config.json
     #[arg(long)]
@@ -64,7 +72,9 @@ impl SamplingFlags {
                 .or(suggested(generation.repetition_penalty))
                 .unwrap_or(plain.repetition_penalty),
             stop: self.stop.clone(),
+            stop_token_ids: self.stop_token_ids.clone(),
             ignore_eos: self.ignore_eos,
+            entropy: self.entropy,
             seed,
         }
     }

@@ -74,7 +74,7 @@ impl<'m> Engine<'m> {
     pub fn submit(&mut self, request: Request) -> Result<Ticket> {
         const OP: &str = "submit";
         let Request { input, sampling, seeds, adapter } = request;
-        sampling.check()?;
+        sampling.check_for(seeds.len(), self.model.config.decoder.vocab)?;
         let most = input.check_length(self.model, sampling.max_tokens)?;
         let (lanes, Limits { pages, sequences, .. }) = (seeds.len(), self.limits);
         if lanes == 0 || lanes > sequences {
@@ -99,6 +99,7 @@ impl<'m> Engine<'m> {
             stream: self.tokenizer.stream(true),
             watch: StopWatch::new(sampling.stop.clone()),
             logprobs: Vec::new(),
+            entropy: Vec::new(),
         };
         let lanes = seeds.iter().enumerate().map(lane).collect();
         let tokens = input.tokens().to_vec();
@@ -290,8 +291,9 @@ impl<'m> Engine<'m> {
             draws.extend(lanes.iter().map(|lane| Draw { seed: lane.seed, ..shared.sampling.draw(tokens) }));
         }
         let (backend, decoder) = (&*self.model.backend, &self.model.decoder);
+        let entropy = ends.iter().any(|&(at, _)| self.running[at].shared.sampling.entropy);
         let hidden = decoder.rows(backend, self.work.normed(), &rows)?;
-        let mut drawn = decoder.sample(backend, &hidden, &draws)?.read(backend)?.into_iter();
+        let mut drawn = decoder.sample(backend, &hidden, &draws, entropy)?.read(backend)?.into_iter();
         drop(draws);
         for (at, mut sequence) in std::mem::take(&mut self.running).into_iter().enumerate() {
             if ends.binary_search_by_key(&at, |(at, _)| *at).is_err() {

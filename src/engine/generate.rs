@@ -33,7 +33,7 @@ pub fn generate(
     mut show: impl FnMut(&str) -> Result<()>,
 ) -> Result<Completion> {
     let Generation { model, tokenizer, adapter, end_tokens } = with;
-    sampling.check()?;
+    sampling.check_for(1, model.config.decoder.vocab)?;
     let most = input.check_length(model, sampling.max_tokens)?;
     // The last drawn token is never run.
     let limits = Limits { pages: pages_for(most - 1), tokens: PREFILL_CHUNK, sequences: 1 };

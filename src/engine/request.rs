@@ -45,7 +45,7 @@ pub struct Ticket(pub u64);
 /// Why a completion ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Finish {
-    /// An end token or a stop text.
+    /// An end token, a stop token or a stop text.
     Stop,
     /// The most tokens asked for.
     Length,
@@ -64,12 +64,14 @@ impl Finish {
 /// A finished completion.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Completion {
-    /// Its text, without end tokens and stop texts.
+    /// Its text, without end tokens, stop tokens and stop texts.
     pub text: String,
-    /// Every drawn token, an end token included.
+    /// Every drawn token, an end or stop token included.
     pub tokens: Vec<u32>,
     /// Log-prob of every drawn token at the sampling temperature (1 when greedy), over the full vocabulary.
     pub logprobs: Vec<f32>,
+    /// If asked for, the entropy in nats of that same distribution where each token was drawn; else empty.
+    pub entropy: Vec<f32>,
     /// Why it ended.
     pub finish: Finish,
 }

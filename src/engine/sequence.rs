@@ -7,6 +7,7 @@ use super::request::{Completion, Event, Finish, Published, Ticket};
 use super::sampling::Sampling;
 use super::schedule::Running;
 use super::stop::StopWatch;
+use crate::backend::DrawnToken;
 use crate::error::Result;
 use crate::model::{PAGE, PlacedImage};
 use crate::prompt::tokenizer::TextStream;
@@ -42,6 +43,7 @@ pub(super) struct Lane<'m> {
     pub(super) stream: TextStream<'m>,
     pub(super) watch: StopWatch,
     pub(super) logprobs: Vec<f32>,
+    pub(super) entropy: Vec<f32>,
 }
 
 impl Shared {
@@ -119,16 +121,17 @@ impl<'m> Sequence<'m> {
     pub(super) fn grow(
         &self,
         mut lane: Lane<'m>,
-        outcome: Result<(u32, f32)>,
+        outcome: Result<DrawnToken>,
         end_tokens: &[u32],
         events: &mut Vec<Event>,
     ) -> Option<Sequence<'m>> {
         let Shared { ticket, input, sampling, .. } = &*self.shared;
         let (ticket, index) = (*ticket, lane.index);
         let advance = |lane: &mut Lane<'m>| -> Result<(u32, String, Option<Finish>)> {
-            let (token, logp) = outcome?;
+            let DrawnToken { id: token, logp, entropy } = outcome?;
             lane.logprobs.push(logp);
-            if !sampling.ignore_eos && end_tokens.contains(&token) {
+            lane.entropy.extend(entropy.filter(|_| sampling.entropy));
+            if sampling.ends(token, end_tokens) {
                 let (text, _) = lane.watch.push(&lane.stream.finish()?);
                 return Ok((token, text, Some(Finish::Stop)));
             }
@@ -172,6 +175,7 @@ impl<'m> Sequence<'m> {
             text: whole,
             tokens: tokens.split_off(input.tokens().len()),
             logprobs: lane.logprobs,
+            entropy: lane.entropy,
             finish,
         };
         events.push(Event::Finished { ticket, lane: index, completion });

@@ -251,12 +251,15 @@ impl Decoder {
         Ok(out)
     }
 
-    /// Draws a token after each of the normed rows `[B, C]`.
-    pub fn sample(&self, backend: &dyn Backend, normed: &Tensor, draws: &[Draw<'_>]) -> Result<Drawn> {
-        let mut out = Drawn {
-            token: backend.alloc(Dtype::I32, &[draws.len()])?,
-            logp: backend.alloc(backend.statistic(), &[draws.len()])?,
-        };
+    /// Draws a token after each of the normed rows `[B, C]`, with the entropy of what it is drawn from if asked to.
+    pub fn sample(
+        &self,
+        backend: &dyn Backend,
+        normed: &Tensor,
+        draws: &[Draw<'_>],
+        entropy: bool,
+    ) -> Result<Drawn> {
+        let mut out = Drawn::alloc(backend, draws.len(), entropy)?;
         backend.sample(&mut out, normed, self.head(), draws)?;
         Ok(out)
     }

@@ -58,13 +58,10 @@ impl Case {
 
     /// Token and log-prob of each row.
     fn sample(&self, gpu: &Gpu<Emulator>, draws: &[Draw<'_>]) -> (Vec<i32>, Vec<f32>) {
-        let ([hidden, weight], count) = (self.shapes(), [draws.len()]);
+        let [hidden, weight] = self.shapes();
         let hidden = on_device(gpu, &hidden, &self.hidden);
         let weight = on_device(gpu, &weight, &self.weight);
-        let mut out = Drawn {
-            token: gpu.alloc(Dtype::I32, &count).unwrap(),
-            logp: gpu.alloc(Dtype::F32, &count).unwrap(),
-        };
+        let mut out = Drawn::alloc(gpu, draws.len(), false).unwrap();
         gpu.sample(&mut out, &hidden, &weight, draws).unwrap();
         (read(gpu, &out.token), read(gpu, &out.logp))
     }

@@ -3,11 +3,24 @@
 use super::*;
 use pellucid::backend::{Draw, Drawn};
 
+/// Token and log-prob of each row.
 fn sample(backend: &dyn Backend, hidden: &Tensor, weight: &Tensor, draws: &[Draw<'_>]) -> [Tensor; 2] {
-    let mut out =
-        Drawn { token: indices(&vec![-1; draws.len()]), logp: poisoned(Dtype::F32, &[draws.len()]) };
+    let Drawn { token, logp, .. } = sample_into(None, backend, hidden, weight, draws);
+    [token, logp]
+}
+
+/// Token, log-prob and, with room for it, entropy of each row.
+fn sample_into(
+    entropy: Option<Tensor>,
+    backend: &dyn Backend,
+    hidden: &Tensor,
+    weight: &Tensor,
+    draws: &[Draw<'_>],
+) -> Drawn {
+    let token = indices(&vec![-1; draws.len()]);
+    let mut out = Drawn { token, logp: poisoned(Dtype::F32, &[draws.len()]), entropy };
     backend.sample(&mut out, hidden, weight, draws).unwrap();
-    [out.token, out.logp]
+    out
 }
 
 /// One of each kind, over and over, at different positions.
@@ -26,7 +39,7 @@ fn all_kinds<'a>(count: usize, seen: &'a [u32]) -> Vec<Draw<'a>> {
 }
 
 #[test]
-fn the_logprob_of_a_draw_is_that_of_scoring_it_and_rows_are_kept_apart() {
+fn the_logprob_and_entropy_of_a_draw_are_those_of_scoring_it_and_rows_are_kept_apart() {
     let mut random = Random(20);
     for (b, c, vocabulary) in [(1, 8, 1), (8, 33, 511), (140, 32, 1300), (9, 64, 5003)] {
         for dtype in WEIGHTS {
@@ -35,12 +48,15 @@ fn the_logprob_of_a_draw_is_that_of_scoring_it_and_rows_are_kept_apart() {
             let draws = all_kinds(b, &seen);
             for backend in backends() {
                 let what = format!("{dtype} {b}x{c}x{vocabulary}, {}", backend.describe());
-                let [token, logp] = sample(&*backend, &hidden, &w, &draws);
+                let room = poisoned(Dtype::F32, &[b]);
+                let Drawn { token, logp, entropy } = sample_into(Some(room), &*backend, &hidden, &w, &draws);
+                let entropy = entropy.unwrap();
                 for (row, draw) in draws.iter().enumerate() {
                     let alone = rows(&hidden, row..row + 1);
                     let target = rows(&token, row..row + 1);
                     let scored = score(&*backend, &alone, &w, &target, draw.divisor(), Dtype::F32);
                     same_bits(&what, &rows(&logp, row..row + 1), &scored[0]);
+                    same_bits(&what, &rows(&entropy, row..row + 1), &scored[2]);
                     if draw.is_greedy() && draw.penalty == 1.0 {
                         same_bits(&what, &target, &scored[3]);
                     }
@@ -143,7 +159,7 @@ fn a_logit_that_is_not_finite_is_refused_with_row_and_token() {
         for draw in all_kinds(8, &[3]) {
             for backend in backends() {
                 let [token, logp] = sample(&*backend, &hidden, &weight, &[draw]);
-                let read = Drawn { token, logp }.read(&*backend).unwrap().remove(0);
+                let read = Drawn { token, logp, entropy: None }.read(&*backend).unwrap().remove(0);
                 let error = read.unwrap_err().to_string();
                 let words = format!("row 0: the logit of token 1000 is {broken}");
                 assert!(error.contains(&words), "{error} on {}", backend.describe());

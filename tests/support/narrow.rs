@@ -254,9 +254,13 @@ impl<B: Backend> Backend for Narrow<B> {
     fn sample(&self, out: &mut Drawn, hidden: &Tensor, weight: &Tensor, draws: &[Draw<'_>]) -> Result<()> {
         let [hidden, weight] = self.put_all([hidden, weight])?;
         let place = |tensor: &Tensor| self.inner.upload(tensor.clone());
-        let mut to = Drawn { token: place(&out.token)?, logp: place(&out.logp)? };
+        let entropy = out.entropy.as_ref().map(place).transpose()?;
+        let mut to = Drawn { token: place(&out.token)?, logp: place(&out.logp)?, entropy };
         self.inner.sample(&mut to, &hidden, &weight, draws)?;
         self.back(&mut out.token, &to.token)?;
+        if let (Some(out), Some(entropy)) = (&mut out.entropy, &to.entropy) {
+            self.back(out, entropy)?;
+        }
         self.back(&mut out.logp, &to.logp)
     }
 

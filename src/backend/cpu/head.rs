@@ -76,6 +76,10 @@ impl Summary {
     fn logp(&self, logit: f32) -> f32 {
         (logit - self.greatest) - self.sum.ln()
     }
+
+    fn entropy(&self) -> f32 {
+        self.sum.ln() - self.weighted / self.sum
+    }
 }
 
 impl Leader {
@@ -144,7 +148,7 @@ pub(super) fn logprobs(
         };
         lse[row] = all.greatest + all.sum.ln();
         logp[row] = all.logp(target);
-        entropy[row] = all.sum.ln() - all.weighted / all.sum;
+        entropy[row] = all.entropy();
         greedy[row] = all.greedy as i32;
     }
     Ok(())
@@ -162,6 +166,7 @@ pub(super) fn sample(
     let sizes = check::sample(out, hidden, weight, draws)?;
     let token = out.token.as_mut_slice::<i32>()?;
     let logp = floats_mut(OP, "logp", &mut out.logp)?;
+    let mut entropy = out.entropy.as_mut().map(|entropy| floats_mut(OP, "entropy", entropy)).transpose()?;
     let head = Linear { weight, bias: None, lora: &[] };
     for first in (0..sizes.rows).step_by(HEIGHT) {
         let rows = first..sizes.rows.min(first + HEIGHT);
@@ -171,6 +176,7 @@ pub(super) fn sample(
             cpu,
             &mut token[rows.clone()],
             &mut logp[rows.clone()],
+            entropy.as_mut().map(|entropy| &mut entropy[rows.clone()]),
             logits.as_mut_slice()?,
             &draws[rows],
         );
@@ -179,7 +185,14 @@ pub(super) fn sample(
 }
 
 /// Draws from rows of logits, which are used up.
-fn draw_rows(cpu: &Cpu, token: &mut [i32], logp: &mut [f32], logits: &mut [f32], draws: &[Draw<'_>]) {
+fn draw_rows(
+    cpu: &Cpu,
+    token: &mut [i32],
+    logp: &mut [f32],
+    entropy: Option<&mut [f32]>,
+    logits: &mut [f32],
+    draws: &[Draw<'_>],
+) {
     let columns = logits.len() / draws.len();
     let mut blocks: Vec<_> = (0..columns)
         .step_by(BLOCK)
@@ -197,6 +210,12 @@ fn draw_rows(cpu: &Cpu, token: &mut [i32], logp: &mut [f32], logits: &mut [f32],
             }
         });
     }));
+    if let Some(entropy) = entropy {
+        for (row, entropy) in entropy.iter_mut().enumerate() {
+            let all = blocks.iter().map(|(_, results)| results[row].0).reduce(Summary::then);
+            *entropy = all.expect("a vocabulary has a block").entropy();
+        }
+    }
     let rows = token.iter_mut().zip(logp).zip(logits.chunks_exact_mut(columns)).zip(draws).enumerate();
     cpu.spread(rows.collect(), |(row, (((token, logp), logits), draw))| {
         let results = blocks.iter().map(|(_, results)| results[row]);

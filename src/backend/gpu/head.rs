@@ -160,8 +160,15 @@ pub(super) fn sample<R: Runtime>(
     let sizes = check::sample(out, hidden, weight, draws)?;
     check_inputs(OP, sizes, hidden, weight)?;
     expect_dtype(OP, "logp", &out.logp, Dtype::F32)?;
-    let outputs = [gpu.target(&mut out.token)?, gpu.target(&mut out.logp)?];
     let nowhere = gpu.at_or_null(None)?;
+    let entropy = match &mut out.entropy {
+        Some(entropy) => {
+            expect_dtype(OP, "entropy", entropy, Dtype::F32)?;
+            gpu.target(entropy)?
+        }
+        None => nowhere,
+    };
+    let outputs = [gpu.target(&mut out.token)?, gpu.target(&mut out.logp)?, entropy];
     let most = if draws.iter().all(|draw| draw.is_plain(sizes.columns)) { SCORED } else { KEPT };
     for rows in parts(sizes.rows, most) {
         let plan = Plan::of(&draws[rows.clone()], sizes.columns);
@@ -180,7 +187,10 @@ pub(super) fn sample<R: Runtime>(
             let last = gpu.at(&leaders)?.plus(head.tiles * count * 16);
             draw_kept(gpu, OP, &plan, last, gpu.at(&logits)?, settings.clone(), sizes.columns)?;
         }
-        let mut arguments = outputs.map(|address| At(address.plus(head.rows.start * 4))).to_vec();
+        let place = |address: Address| {
+            At(if address == nowhere { nowhere } else { address.plus(head.rows.start * 4) })
+        };
+        let mut arguments = outputs.map(place).to_vec();
         arguments.extend([At(gpu.at(&head.summaries)?), At(gpu.at(&leaders)?), settings]);
         head.join("head_drawn", arguments)?;
     }

@@ -170,7 +170,7 @@ impl Call {
             Op::Sample => {
                 let [hidden, weight] = inputs.all(["hidden", "weight"])?;
                 let [logp, token] = [out()?, out()?].map(taken);
-                let mut results = Drawn { token: token.0, logp: logp.0 };
+                let mut results = Drawn { token: token.0, logp: logp.0, entropy: None };
                 let outcome = backend.sample(&mut results, hidden, weight, &self.draws);
                 *token.1 = results.token;
                 *logp.1 = results.logp;
