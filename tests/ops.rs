@@ -7,8 +7,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+#[path = "ops/backward.rs"]
+mod backward;
 #[path = "ops/draws.rs"]
 mod draws;
+#[path = "ops/gradients.rs"]
+mod gradients;
 #[path = "ops/harness.rs"]
 mod harness;
 #[path = "support/narrow.rs"]
