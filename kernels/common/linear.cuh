@@ -3,7 +3,7 @@
 #pragma once
 #include "pieces.cuh"
 
-enum Ending { STORE, STORE_F32, ADD, ADD_SCALED, SILU, GELU, GELU_TANH, QUICK_GELU };
+enum Ending { STORE, STORE_F32, ADD, ADD_SCALED, SILU, GELU, GELU_TANH, QUICK_GELU, ADD_F32 };
 
 template <int SIDES>
 struct LinearTask {
@@ -32,6 +32,20 @@ __device__ __forceinline__ void read_values(float (&values)[8], const __nv_bfloa
 #pragma unroll
     for (int e = 0; e < 8; e++) values[e] = e < count ? __bfloat162float(from[e]) : 0.0f;
 }
+__device__ __forceinline__ void read_values(float (&values)[8], const float* from, int count) {
+    const bool whole = count >= 8 && (reinterpret_cast<uintptr_t>(from) & 15) == 0;
+#pragma unroll
+    for (int e = 0; e < 8; e += 4) {
+        if (whole) {
+            const uint4 four = load_16(from + e);
+            values[e] = __uint_as_float(four.x), values[e + 1] = __uint_as_float(four.y);
+            values[e + 2] = __uint_as_float(four.z), values[e + 3] = __uint_as_float(four.w);
+            continue;
+        }
+#pragma unroll
+        for (int i = e; i < e + 4; i++) values[i] = i < count ? from[i] : 0.0f;
+    }
+}
 __device__ __forceinline__ void write_values(__nv_bfloat16* to, const float (&values)[8], int count) {
     if (count >= 8 && (reinterpret_cast<uintptr_t>(to) & 15) == 0) return store_16(to, pack(values));
 #pragma unroll
@@ -56,7 +70,13 @@ template <int SIDES>
 __device__ __forceinline__ void finish(const LinearTask<SIDES>& task, float (&y)[SIDES][8], int row, int column) {
     const int count = task.columns - column;
     const int64_t at = int64_t(row) * task.pitch + column;
-    if (task.ending == STORE_F32) return write_values(static_cast<float*>(task.out) + at, y[0], count);
+    if (task.ending == STORE_F32 || task.ending == ADD_F32) {
+        float before[8] = {}, *sums = static_cast<float*>(task.out) + at;
+        if (task.ending == ADD_F32) read_values(before, sums, count);
+#pragma unroll
+        for (int e = 0; e < 8; e++) y[0][e] = __fadd_rn(before[e], y[0][e]);
+        return write_values(sums, y[0], count);
+    }
     __nv_bfloat16* out = static_cast<__nv_bfloat16*>(task.out) + at;
     float values[8], gain[8];
     if (SIDES == 2) {
