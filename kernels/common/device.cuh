@@ -17,6 +17,7 @@
 __device__ __forceinline__ uint4 load_16(const void* from) { return *static_cast<const uint4*>(from); }
 // Not from L1: what other blocks of this launch wrote.
 __device__ __forceinline__ uint4 load_16_fresh(const void* from) { return __ldcg(static_cast<const uint4*>(from)); }
+__device__ __forceinline__ float load_fresh(const float* from) { return __ldcg(from); }
 __device__ __forceinline__ void store_16(void* to, uint4 value) { *static_cast<uint4*>(to) = value; }
 #else
 #include "../emu/device.h"

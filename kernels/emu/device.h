@@ -84,6 +84,7 @@ __attribute__((no_sanitize("thread"), noinline)) inline uint4 load_16(const void
     return *static_cast<const uint4*>(from);
 }
 inline uint4 load_16_fresh(const void* from) { return load_16(from); }
+inline float load_fresh(const float* from) { return *from; }
 __attribute__((no_sanitize("thread"), noinline)) inline void store_16(void* to, uint4 value) {
     emu::access(to, 16, true);
     *static_cast<uint4*>(to) = value;
