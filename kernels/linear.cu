@@ -172,7 +172,7 @@ LINEAR_SHRINK(linear_shrink_slim, Slim, 4)
 
 // Backward. Of x: the same kernels with the matrices met from behind, K and N having changed places,
 //
-//   dx = dy W + s (g A),  g = dy B            g is made by linear_back_shrink; out = dx | out + dx, bf16
+//   dx = dy W + s (g A),  g = dy B            g is made by linear_backward_shrink; out = dx | out + dx, bf16
 //
 // and of parameters, sums over packed rows:
 //
@@ -234,12 +234,12 @@ using MiddleGrad = GemmTile<64, 64, 2, 2, 3, K_OUTER, K_OUTER>;
 using NarrowGrad = GemmTile<16, 64, 1, 4, 6, K_OUTER, K_OUTER>;
 using SlimGrad = GemmTile<64, 16, 4, 1, 5, K_OUTER, K_OUTER>;
 
-LINEAR(linear_back_wide, WideBack, 1)
-LINEAR(linear_back_middle, MiddleBack, 2)
-LINEAR(linear_back_narrow, NarrowBack, 4)
-LINEAR_SHRINK(linear_back_shrink_middle, MiddleBack, 3)
-LINEAR_SHRINK(linear_back_shrink_narrow, NarrowBack, 4)
-LINEAR_SHRINK(linear_back_shrink_slim, SlimBack, 4)
+LINEAR(linear_backward_wide, WideBack, 1)
+LINEAR(linear_backward_middle, MiddleBack, 2)
+LINEAR(linear_backward_narrow, NarrowBack, 4)
+LINEAR_SHRINK(linear_backward_shrink_middle, MiddleBack, 3)
+LINEAR_SHRINK(linear_backward_shrink_narrow, NarrowBack, 4)
+LINEAR_SHRINK(linear_backward_shrink_slim, SlimBack, 4)
 LINEAR_GRAD(linear_grad_wide, WideGrad, 1)
 LINEAR_GRAD(linear_grad_middle, MiddleGrad, 3)
 LINEAR_GRAD(linear_grad_narrow, NarrowGrad, 4)

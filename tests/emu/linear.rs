@@ -185,7 +185,7 @@ impl Case {
 }
 
 /// Devices that cut products differently: large tiles, middle ones, and tiles split by chunks of K.
-fn cuts() -> Vec<Gpu<Emulator>> {
+pub(super) fn cuts() -> Vec<Gpu<Emulator>> {
     let gpu = |multiprocessors| {
         Gpu::new(Emulator::new(Settings { multiprocessors, ..Settings::default() }).unwrap())
     };

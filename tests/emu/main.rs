@@ -4,12 +4,14 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
 mod attention;
+mod backward;
 mod bugs;
 mod facilities;
 mod head;
 mod hopper;
 mod layouts;
 mod linear;
+mod linear_backward;
 mod linear_sm90;
 mod norm;
 mod rope;

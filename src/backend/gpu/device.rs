@@ -4,7 +4,9 @@
 //! grids and kernels as one with a GPU. Each op's host side stands in a file of its own beside this one: it checks,
 //! chooses, launches.
 
-use super::{Address, Launch, Runtime, attention, head, linear, norm, rows};
+use super::{
+    Address, Launch, Runtime, activation, attention, head, linear, linear_backward, norm, optimiser, rows,
+};
 use crate::{
     backend::{
         Activation, AdamwParameter, AdamwSettings, AttentionGrads, Backend, Draw, Drawn, Epilogue, Linear,
@@ -277,45 +279,51 @@ impl<R: Runtime> Backend for Gpu<R> {
         head::sample(self, out, hidden, weight, draws)
     }
 
-    fn zero(&self, _: &mut Tensor) -> Result<()> {
-        no_kernel("zero")
+    fn zero(&self, out: &mut Tensor) -> Result<()> {
+        rows::zero(self, out)
     }
 
-    fn gather_rows_backward(&self, _: &mut Tensor, _: &Tensor, _: &Tensor) -> Result<()> {
-        no_kernel("gather_rows_backward")
+    fn gather_rows_backward(&self, dtable: &mut Tensor, dout: &Tensor, rows: &Tensor) -> Result<()> {
+        rows::gather_rows_backward(self, dtable, dout, rows)
     }
 
     fn linear_backward(
         &self,
-        _: Option<&mut Tensor>,
-        _: bool,
-        _: LinearGrads<'_>,
-        _: &Tensor,
-        _: &Tensor,
-        _: &Linear<'_>,
+        dx: Option<&mut Tensor>,
+        add: bool,
+        grads: LinearGrads<'_>,
+        dy: &Tensor,
+        x: &Tensor,
+        linear: &Linear<'_>,
     ) -> Result<()> {
-        no_kernel("linear_backward")
+        linear_backward::linear_backward(self, dx, add, grads, dy, x, linear)
     }
 
-    fn gated_backward(&self, _: &mut Tensor, _: &mut Tensor, _: &Tensor, _: Activation) -> Result<()> {
-        no_kernel("gated_backward")
+    fn gated_backward(
+        &self,
+        gate: &mut Tensor,
+        up: &mut Tensor,
+        dout: &Tensor,
+        activation: Activation,
+    ) -> Result<()> {
+        activation::gated_backward(self, gate, up, dout, activation)
     }
 
-    fn activate_backward(&self, _: &mut Tensor, _: &Tensor, _: Activation) -> Result<()> {
-        no_kernel("activate_backward")
+    fn activate_backward(&self, x: &mut Tensor, dout: &Tensor, activation: Activation) -> Result<()> {
+        activation::activate_backward(self, x, dout, activation)
     }
 
     fn rms_norm_backward(
         &self,
-        _: &mut Tensor,
-        _: bool,
-        _: Option<&mut Tensor>,
-        _: &Tensor,
-        _: &Tensor,
-        _: &Tensor,
-        _: f32,
+        dx: &mut Tensor,
+        add: bool,
+        dweight: Option<&mut Tensor>,
+        dy: &Tensor,
+        x: &Tensor,
+        weight: &Tensor,
+        eps: f32,
     ) -> Result<()> {
-        no_kernel("rms_norm_backward")
+        norm::rms_norm_backward(self, dx, add, dweight, dy, x, weight, eps)
     }
 
     fn attention_backward(
@@ -348,11 +356,11 @@ impl<R: Runtime> Backend for Gpu<R> {
         no_kernel("logprobs_backward")
     }
 
-    fn sq_norm(&self, _: &mut Tensor, _: &[&Tensor]) -> Result<()> {
-        no_kernel("sq_norm")
+    fn sq_norm(&self, out: &mut Tensor, tensors: &[&Tensor]) -> Result<()> {
+        optimiser::sq_norm(self, out, tensors)
     }
 
-    fn adamw(&self, _: &mut [AdamwParameter<'_>], _: &AdamwSettings) -> Result<()> {
-        no_kernel("adamw")
+    fn adamw(&self, parameters: &mut [AdamwParameter<'_>], settings: &AdamwSettings) -> Result<()> {
+        optimiser::adamw(self, parameters, settings)
     }
 }

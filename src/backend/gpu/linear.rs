@@ -17,10 +17,10 @@ use crate::{
 use std::ops::Range;
 
 /// Elements of K that are summed from zero.
-const CHUNK: usize = 512;
+pub(super) const CHUNK: usize = 512;
 
 /// Adapters of all sides that one launch takes.
-const ADAPTERS: usize = 32;
+pub(super) const ADAPTERS: usize = 32;
 
 /// f32 results, in `enum Ending`.
 const STORE_F32: i32 = 1;
@@ -83,6 +83,16 @@ impl Product {
         self.cut_into(tile, 1, multiprocessors)
     }
 
+    /// The same for aᵀ·b, whose rows and columns are both an adapter's or a weight's.
+    pub(super) fn cut_outer(self, multiprocessors: usize) -> Cut {
+        let tile = match (self.rows, self.columns) {
+            (0..=16, _) => NARROW,
+            (_, 0..=16) => SLIM,
+            _ => return self.cut(multiprocessors),
+        };
+        self.cut_into(tile, 1, multiprocessors)
+    }
+
     /// The same for x·Aᵀ of so many adapters, where columns are few.
     fn cut_shrink(self, adapters: usize, multiprocessors: usize) -> Cut {
         let tile = match (self.rows, self.columns) {
@@ -112,7 +122,7 @@ impl Product {
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub(super) struct Adapters {
-    a: [Address; ADAPTERS],
+    pub(super) a: [Address; ADAPTERS],
     pub(super) b: [Address; ADAPTERS],
     pub(super) first: [i32; ADAPTERS],
     pub(super) end: [i32; ADAPTERS],
@@ -121,6 +131,40 @@ pub(super) struct Adapters {
     pub(super) scale: [f32; ADAPTERS],
     pub(super) count: i32,
     unused: i32,
+}
+
+impl Adapters {
+    /// Those with rows among `rows`, from the first of which their rows count.
+    pub(super) fn of<R: Runtime>(
+        gpu: &Gpu<R>,
+        op: &'static str,
+        lora: &[(usize, &LoraRows<'_>)],
+        rows: &Range<usize>,
+    ) -> Result<Self> {
+        let mut table: Adapters = bytemuck::Zeroable::zeroed();
+        for (side, lora) in lora {
+            let (first, end) = (lora.rows.start.max(rows.start), lora.rows.end.min(rows.end));
+            if first >= end {
+                continue;
+            }
+            let at = table.count as usize;
+            table.a[at] = gpu.at(lora.a)?;
+            table.b[at] = gpu.at(lora.b)?;
+            table.first[at] = int(op, "a row", first - rows.start)?;
+            table.end[at] = int(op, "a row", end - rows.start)?;
+            table.rank[at] = lora.a.rows() as i32;
+            table.side[at] = *side as i32;
+            table.scale[at] = lora.scale;
+            table.count += 1;
+        }
+        Ok(table)
+    }
+
+    /// As the backward kernels take them, which multiply by B first.
+    pub(super) fn turned(mut self) -> Self {
+        std::mem::swap(&mut self.a, &mut self.b);
+        self
+    }
 }
 
 /// Split tiles, fewer than these, take a ticket each.
@@ -170,7 +214,7 @@ pub(super) fn gated_linear<R: Runtime>(
 }
 
 /// The number an activation has in `enum Ending`.
-fn function(activation: Activation) -> i32 {
+pub(super) fn function(activation: Activation) -> i32 {
     match activation {
         Activation::Silu => 4,
         Activation::Gelu => 5,
@@ -201,8 +245,7 @@ fn run<R: Runtime>(
         .iter()
         .enumerate()
         .flat_map(|(side, linear)| linear.lora.iter().map(move |lora| (side, lora)))
-        // With s = 0 (a policy's reference) nothing is added, to the bit: sums are never -0.
-        .filter(|(_, lora)| !lora.rows.is_empty() && lora.a.rows() > 0 && lora.scale != 0.0)
+        .filter(|(_, lora)| serves(lora))
         .collect();
     let ranges: Vec<Range<usize>> = lora.iter().map(|(_, lora)| lora.rows.clone()).collect();
     let hopper = gpu.uses_hopper() && ending != STORE_F32 && linear_sm90::suits(sides[0].weight);
@@ -211,23 +254,9 @@ fn run<R: Runtime>(
     }
     let limit = if hopper { linear_sm90::TAILS } else { ADAPTERS };
     for rows in parts(sizes.rows, &ranges, limit) {
-        let mut table: Adapters = bytemuck::Zeroable::zeroed();
-        for (side, lora) in &lora {
-            let (first, end) = (lora.rows.start.max(rows.start), lora.rows.end.min(rows.end));
-            if first >= end {
-                continue;
-            }
-            let at = table.count as usize;
-            table.a[at] = gpu.at(lora.a)?;
-            table.b[at] = gpu.at(lora.b)?;
-            table.first[at] = int(op, "a row", first - rows.start)?;
-            table.end[at] = int(op, "a row", end - rows.start)?;
-            table.rank[at] = lora.a.rows() as i32;
-            table.side[at] = *side as i32;
-            table.scale[at] = lora.scale;
-            table.count += 1;
-        }
-        let part = Part { op, sizes: check::LinearSizes { rows: rows.len(), ..sizes }, table, hopper };
+        let table = Adapters::of(gpu, op, &lora, &rows)?;
+        let sizes = check::LinearSizes { rows: rows.len(), ..sizes };
+        let part = Part { op, family: op, sizes, table, hopper };
         let (out_row, x_row) = (sizes.columns * out.dtype().size(), sizes.inner * x.dtype().size());
         let operands = Operands {
             out: gpu.target(out)?.plus(rows.start * out_row),
@@ -241,7 +270,12 @@ fn run<R: Runtime>(
     Ok(())
 }
 
-fn check_types(op: &'static str, x: &Tensor, sides: &[&Linear<'_>]) -> Result<()> {
+/// Whether an adapter does anything. With s = 0 (a policy's reference) nothing is added, to the bit: sums are never -0.
+pub(super) fn serves(lora: &LoraRows<'_>) -> bool {
+    !lora.rows.is_empty() && lora.a.rows() > 0 && lora.scale != 0.0
+}
+
+pub(super) fn check_types(op: &'static str, x: &Tensor, sides: &[&Linear<'_>]) -> Result<()> {
     expect_dtype(op, "x", x, Dtype::BF16)?;
     for linear in sides {
         expect_dtype(op, "weight", linear.weight, Dtype::BF16)?;
@@ -266,7 +300,7 @@ fn check_types(op: &'static str, x: &Tensor, sides: &[&Linear<'_>]) -> Result<()
 }
 
 /// Ranges of rows, each with no more adapters than a launch takes. Rows do not meet, so parts change no bit.
-fn parts(rows: usize, adapters: &[Range<usize>], limit: usize) -> Vec<Range<usize>> {
+pub(super) fn parts(rows: usize, adapters: &[Range<usize>], limit: usize) -> Vec<Range<usize>> {
     let (mut parts, mut begin) = (Vec::new(), 0);
     while begin < rows {
         let mut starts: Vec<usize> =
@@ -283,10 +317,12 @@ fn parts(rows: usize, adapters: &[Range<usize>], limit: usize) -> Vec<Range<usiz
 /// Rows of a product that one launch makes.
 pub(super) struct Part {
     pub(super) op: &'static str,
+    /// What its kernels' names begin with.
+    pub(super) family: &'static str,
     pub(super) sizes: check::LinearSizes,
     pub(super) table: Adapters,
     /// Whether the Hopper kernels do it.
-    hopper: bool,
+    pub(super) hopper: bool,
 }
 
 /// What a launch reads and writes besides its adapters, from a part's first row on.
@@ -300,13 +336,24 @@ pub(super) struct Operands<'a> {
 
 impl Part {
     fn launch<R: Runtime>(&self, gpu: &Gpu<R>, operands: &Operands<'_>) -> Result<()> {
+        let h = self.shrink(gpu, "linear_shrink", operands.x, operands.sides.len())?;
+        self.multiply(gpu, operands, h.as_ref())
+    }
+
+    /// The product, given what `shrink` made.
+    pub(super) fn multiply<R: Runtime>(
+        &self,
+        gpu: &Gpu<R>,
+        operands: &Operands<'_>,
+        h: Option<&Tensor>,
+    ) -> Result<()> {
         let &Operands { out, x, sides, gain, ending } = operands;
         let check::LinearSizes { rows, inner, columns } = self.sizes;
         let adapted = self.table.count > 0;
-        let (pitch, h) = self.shrink(gpu, x, sides.len())?;
+        let pitch = h.map_or(0, |h| h.shape()[2] as i32);
         let product = Product { rows, columns, chunks: inner.div_ceil(CHUNK), sides: sides.len(), adapted };
         if self.hopper {
-            return linear_sm90::launch(gpu, self, product, operands, h.as_ref());
+            return linear_sm90::launch(gpu, self, product, operands, h);
         }
         let cut = product.cut(multiprocessors(gpu));
         let (partial, tickets) = self.work_space(gpu, cut, sides.len() * columns.next_multiple_of(8))?;
@@ -321,7 +368,7 @@ impl Part {
             arguments.push(At(gain));
         }
         arguments.extend([
-            At(gpu.at_or_null(h.as_ref())?),
+            At(gpu.at_or_null(h)?),
             At(gpu.at_or_null(partial.as_ref())?),
             At(tickets),
             I32(int(self.op, "rows", rows)?),
@@ -331,15 +378,21 @@ impl Part {
             I32(ending),
             Struct(bytemuck::bytes_of(&self.table).to_vec()),
         ]);
-        self.send(gpu, self.op, cut, 1, &arguments)
+        self.send(gpu, self.family, cut, 1, &arguments)
     }
 
     /// h = x·Aᵀ of all adapters, `[sides, T, pitch]`.
-    fn shrink<R: Runtime>(&self, gpu: &Gpu<R>, x: Address, sides: usize) -> Result<(i32, Option<Tensor>)> {
+    pub(super) fn shrink<R: Runtime>(
+        &self,
+        gpu: &Gpu<R>,
+        family: &str,
+        x: Address,
+        sides: usize,
+    ) -> Result<Option<Tensor>> {
         let Adapters { count, rank, first, end, .. } = &self.table;
         let adapters = *count as usize;
         if adapters == 0 {
-            return Ok((0, None));
+            return Ok(None);
         }
         let most = |values: &mut dyn Iterator<Item = i32>| values.max().unwrap_or(0) as usize;
         let rank = most(&mut rank.iter().copied());
@@ -360,8 +413,8 @@ impl Part {
             I32(pitch as i32),
             Struct(bytemuck::bytes_of(&self.table).to_vec()),
         ];
-        self.send(gpu, "linear_shrink", cut, adapters as u32, &arguments)?;
-        Ok((pitch as i32, Some(h)))
+        self.send(gpu, family, cut, adapters as u32, &arguments)?;
+        Ok(Some(h))
     }
 
     /// Where blocks leave sums, and count who has, if tiles are split.

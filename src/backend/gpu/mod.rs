@@ -4,9 +4,11 @@
 //! arithmetic, memory plans) is the same code on every one. The driver implements it on NVIDIA devices (feature
 //! `cuda`), the emulator on the CPU, with checks that no device makes: see `kernels/emu` (feature `emu`).
 
+mod activation;
 #[cfg(any(feature = "cuda", test))]
 mod arena;
 mod attention;
+mod column_sums;
 mod device;
 #[cfg(feature = "cuda")]
 pub mod driver;
@@ -14,8 +16,10 @@ pub mod driver;
 mod emulator;
 mod head;
 mod linear;
+mod linear_backward;
 mod linear_sm90;
 mod norm;
+mod optimiser;
 mod rope;
 mod rows;
 mod tensor_map;

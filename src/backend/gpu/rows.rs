@@ -149,6 +149,38 @@ pub(super) fn kv_append<R: Runtime>(
     gpu.launch(&spread.launch("kv_append", 2, 0, &arguments))
 }
 
+/// See [`crate::backend::Backend::gather_rows_backward`].
+pub(super) fn gather_rows_backward<R: Runtime>(
+    gpu: &Gpu<R>,
+    dtable: &mut Tensor,
+    dout: &Tensor,
+    rows: &Tensor,
+) -> Result<()> {
+    const OP: &str = "gather_rows_backward";
+    check::gather_rows_backward(dtable, dout, rows)?;
+    expect_dtype(OP, "dtable", dtable, Dtype::F32)?;
+    expect_dtype(OP, "dout", dout, Dtype::BF16)?;
+    if dout.is_empty() {
+        return Ok(());
+    }
+    let (count, columns) = (int(OP, "rows", rows.len())?, int(OP, "columns", dtable.row_len())?);
+    let arguments = [At(gpu.target(dtable)?), At(gpu.at(dout)?), At(gpu.at(rows)?), I32(count), I32(columns)];
+    let (grid, block) = ([count as u32, 1, 1], [256, 1, 1]);
+    gpu.launch(&Launch { kernel: "add_rows", grid, block, shared: 0, arguments: &arguments })
+}
+
+/// See [`crate::backend::Backend::zero`].
+pub(super) fn zero<R: Runtime>(gpu: &Gpu<R>, out: &mut Tensor) -> Result<()> {
+    const OP: &str = "zero";
+    let bytes = out.byte_len();
+    if bytes == 0 {
+        return Ok(());
+    }
+    let blocks = int(OP, "blocks of 4096 bytes", bytes.div_ceil(4096))?;
+    let (arguments, grid) = ([At(gpu.target(out)?), I64(bytes as i64)], [blocks as u32, 1, 1]);
+    gpu.launch(&Launch { kernel: OP, grid, block: [256, 1, 1], shared: 0, arguments: &arguments })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
