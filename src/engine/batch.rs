@@ -72,25 +72,8 @@ impl<'m> Engine<'m> {
 
     /// Puts a request in the line. Refuses what could never run.
     pub fn submit(&mut self, request: Request) -> Result<Ticket> {
-        const OP: &str = "submit";
+        request.check(self.model, self.limits)?;
         let Request { input, sampling, seeds, adapter } = request;
-        sampling.check_for(seeds.len(), self.model.config.decoder.vocab)?;
-        let most = input.check_length(self.model, sampling.max_tokens)?;
-        let (lanes, Limits { pages, sequences, .. }) = (seeds.len(), self.limits);
-        if lanes == 0 || lanes > sequences {
-            let what =
-                format!("{lanes} completions of one prompt; this engine runs 1 to {sequences} at a time");
-            return Err(Error::caller(OP, what));
-        }
-        // Alone, one lane has to be able to end, and all have to be able to begin.
-        let needed = pages_for(most - 1).max(pages_for(input.tokens().len()) + lanes - 1);
-        if needed > pages {
-            let what = format!(
-                "{most} tokens in {lanes} completions need {needed} pages, but the engine has {pages}; raise it to \
-                 {needed} or ask for fewer tokens"
-            );
-            return Err(Error::caller(OP, what));
-        }
         let ticket = Ticket(self.submitted);
         self.submitted += 1;
         let lane = |(index, &seed)| Lane {

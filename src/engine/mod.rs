@@ -10,11 +10,13 @@ mod sampling;
 mod schedule;
 mod score;
 mod sequence;
+mod service;
 mod stop;
 
 pub use batch::Engine;
 pub use generate::{Generation, PREFILL_CHUNK, generate};
 pub use input::{Features, Input};
-pub use request::{Completion, Event, Finish, Limits, Published, Request, Ticket, Totals};
+pub use request::{Completion, Event, Finish, Limits, Published, Request, Ticket, Totals, pages_needed};
 pub use sampling::Sampling;
 pub use score::{Score, ScoreRequest, score};
+pub use service::{Pending, Service, Serving};

@@ -2,8 +2,8 @@
 
 use super::input::Input;
 use super::sampling::Sampling;
-use crate::error::Error;
-use crate::model::Adapter;
+use crate::error::{Error, Result};
+use crate::model::{Adapter, Model, pages_for};
 use std::sync::Arc;
 
 /// What an engine may use.
@@ -36,6 +36,35 @@ pub struct Request {
     pub seeds: Vec<u64>,
     /// The adapter, or the base weights.
     pub adapter: Option<Published>,
+}
+
+impl Request {
+    /// Refuses what an engine of these limits could never run.
+    pub fn check(&self, model: &Model, limits: Limits) -> Result<()> {
+        const OP: &str = "submit";
+        let (lanes, Limits { pages, sequences, .. }) = (self.seeds.len(), limits);
+        self.sampling.check_for(lanes, model.config.decoder.vocab)?;
+        let most = self.input.check_length(model, self.sampling.max_tokens)?;
+        if lanes == 0 || lanes > sequences {
+            let what =
+                format!("{lanes} completions of one prompt; this engine runs 1 to {sequences} at a time");
+            return Err(Error::caller(OP, what));
+        }
+        let needed = pages_needed(self.input.tokens().len(), most, lanes);
+        if needed > pages {
+            let what = format!(
+                "{most} tokens in {lanes} completions need {needed} pages, but the engine has {pages}; raise it to \
+                 {needed} or ask for fewer tokens"
+            );
+            return Err(Error::caller(OP, what));
+        }
+        Ok(())
+    }
+}
+
+/// The fewest pages a request can run in: alone, one lane has to be able to end, and all have to be able to begin.
+pub fn pages_needed(prompt: usize, most: usize, lanes: usize) -> usize {
+    pages_for(most - 1).max(pages_for(prompt) + lanes - 1)
 }
 
 /// A request in an engine, by the order of submission.
@@ -106,6 +135,22 @@ pub enum Event {
         /// What happened.
         error: Error,
     },
+}
+
+impl Event {
+    /// Whose it is.
+    pub fn ticket(&self) -> Ticket {
+        match *self {
+            Event::Text { ticket, .. } | Event::Finished { ticket, .. } | Event::Failed { ticket, .. } => {
+                ticket
+            }
+        }
+    }
+
+    /// Whether the completion goes no further.
+    pub fn ends(&self) -> bool {
+        !matches!(self, Event::Text { .. })
+    }
 }
 
 /// What an engine has done.
