@@ -128,6 +128,7 @@ fn attentions(criterion: &mut Criterion) {
             tables: &indices((0..pool.rows() as i32).collect())
                 .reshaped(&[sequences, length / page])
                 .unwrap(),
+            groups: None,
         };
         group.throughput(Throughput::Bytes(2 * pool.byte_len() as u64));
         group.bench_function(BenchmarkId::new("decode", format!("{sequences}x{length}")), |bencher| {

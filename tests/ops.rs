@@ -13,6 +13,8 @@ mod backward;
 mod draws;
 #[path = "ops/gradients.rs"]
 mod gradients;
+#[path = "ops/groups.rs"]
+mod groups;
 #[path = "ops/harness.rs"]
 mod harness;
 #[path = "support/narrow.rs"]
@@ -283,6 +285,7 @@ fn attention_does_not_depend_on_chunks_or_pages() {
                     query_starts: &indices(&bounds),
                     lengths: &indices(&done.map(|length| length as i32)),
                     tables: &Tensor::from_slice(&[3, width], &tables.concat()).unwrap(),
+                    groups: None,
                 };
                 backend.paged_attention(&mut out, Some(&mut lse), &q, &k_pool, &v_pool, &pages, 0.2).unwrap();
                 let what = format!("{dtype}, step {step}, {}", backend.describe());
@@ -458,8 +461,12 @@ fn bad_indices_are_refused_in_host_memory() {
         for (length, words) in
             [(20, ["page 5", "< 2"]), (3, ["lengths[0] is 3", "4 queries"]), (40, ["lengths[0]", "32"])]
         {
-            let pages =
-                Pages { query_starts: &indices(&[0, 4]), lengths: &indices(&[length]), tables: &table };
+            let pages = Pages {
+                query_starts: &indices(&[0, 4]),
+                lengths: &indices(&[length]),
+                tables: &table,
+                groups: None,
+            };
             let result = backend.paged_attention(&mut q.clone(), None, &q, &pool, &pool, &pages, 1.0);
             refused(result, &words);
         }

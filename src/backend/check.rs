@@ -5,15 +5,17 @@
 //! whoever can read them ([`indices`], for backends in host memory).
 
 mod gradient;
+mod pages;
 mod segments;
 
 pub use gradient::{
     adamw, attention_backward, gather_rows_backward, linear_backward, logprobs_backward, pointwise_backward,
     rms_norm_backward, sq_norm,
 };
+pub use pages::{PagedGroup, PagedSequence, paged_groups, paged_sequences};
 pub use segments::{Segment, segments};
 
-use super::{Draw, Drawn, Epilogue, Linear, LogProbs, Pages, Rope};
+use super::{Draw, Drawn, Epilogue, Groups, Linear, LogProbs, Pages, Rope};
 use crate::{
     error::{Error, Result},
     tensor::{Dtype, Tensor},
@@ -346,57 +348,12 @@ pub fn paged_attention(
     }
     matrix(OP, "query_starts", pages.query_starts, sequences + 1, 1)?;
     matrix(OP, "tables", pages.tables, sequences, pages.tables.row_len())?;
-    Ok((sizes, pool))
-}
-
-/// For backends in host memory: what the pages' contents say, after checking that every page they name
-/// exists and every sequence holds its own queries.
-pub fn paged_sequences<'a>(
-    pages: &Pages<'a>,
-    sizes: AttentionSizes,
-    pool: PoolSizes,
-) -> Result<Vec<PagedSequence<'a>>> {
-    const OP: &str = "paged_attention";
-    let starts = starts(OP, "query_starts", pages.query_starts, sizes.rows)?;
-    let lengths = pages.lengths.as_slice::<i32>()?;
-    let tables = pages.tables.as_slice::<i32>()?;
-    let width = pages.tables.row_len();
-    let mut sequences = Vec::with_capacity(lengths.len());
-    for (sequence, (&length, bounds)) in lengths.iter().zip(starts.windows(2)).enumerate() {
-        let queries = bounds[0] as usize..bounds[1] as usize;
-        let capacity = width.saturating_mul(pool.page_len);
-        let length = usize::try_from(length).unwrap_or(usize::MAX);
-        if length < queries.len() || length > capacity {
-            return Err(Error::caller(
-                OP,
-                format!(
-                    "lengths[{sequence}] is {}, expected at least its {} queries and at most the table's {capacity}",
-                    lengths[sequence],
-                    queries.len(),
-                ),
-            ));
-        }
-        let table = &tables[sequence * width..][..length.div_ceil(pool.page_len)];
-        if let Some(&page) = table.iter().find(|&&page| page < 0 || page as usize >= pool.pages) {
-            return Err(Error::caller(
-                OP,
-                format!("tables[{sequence}] names page {page}, expected 0 <= page < {}", pool.pages),
-            ));
-        }
-        sequences.push(PagedSequence { queries, length, table });
+    if let Some(Groups { starts, shared }) = pages.groups {
+        integer(OP, "groups", starts)?;
+        integer(OP, "shared", shared)?;
+        shape(OP, "shared", shared, &[sequences])?;
     }
-    Ok(sequences)
-}
-
-/// One sequence of a paged batch.
-#[derive(Debug, Clone)]
-pub struct PagedSequence<'a> {
-    /// Its packed rows.
-    pub queries: Range<usize>,
-    /// Its keys in the cache.
-    pub length: usize,
-    /// Its pages, just as many as the keys need.
-    pub table: &'a [i32],
+    Ok((sizes, pool))
 }
 
 /// Sizes of the head: T, C and V.

@@ -127,6 +127,19 @@ pub struct Pages<'a> {
     pub lengths: &'a Tensor,
     /// Page numbers per sequence; `[B, max pages]`, unused entries are ignored.
     pub tables: &'a Tensor,
+    /// Sequences whose tables begin alike, where somebody has looked.
+    pub groups: Option<Groups<'a>>,
+}
+
+/// Neighbours with the same first pages, which can be read once for all of them. What comes out is the same, bit for bit,
+/// as without; all i32.
+#[derive(Debug, Clone, Copy)]
+pub struct Groups<'a> {
+    /// Which sequence each group begins with, and B at the end; every sequence is in one.
+    pub starts: &'a Tensor,
+    /// Leading keys that a sequence has in common with its group: whole pages before its first query, the same number
+    /// for the whole group, 0 for one alone; `[B]`.
+    pub shared: &'a Tensor,
 }
 
 /// Results of [`Backend::logprobs`], each `[T]`.

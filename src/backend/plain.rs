@@ -284,7 +284,9 @@ impl<R: Real> Backend for Plain<R> {
         scale: f32,
     ) -> Result<()> {
         let (sizes, pool) = check::paged_attention(out, lse.as_deref(), q, k_pool, v_pool, pages)?;
-        for sequence in check::paged_sequences(pages, sizes, pool)? {
+        let sequences = check::paged_sequences(pages, sizes, pool)?;
+        check::paged_groups(pages, &sequences, pool)?;
+        for sequence in sequences {
             let (queries, length) = (sequence.queries, sequence.length);
             let end = queries.end;
             let seen = |row: usize| length - (end - 1 - row);

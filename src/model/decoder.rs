@@ -180,8 +180,12 @@ impl Decoder {
         backend.rope(&mut work.keys, &packed.positions, &self.rope, false)?;
         let (k_pool, v_pool) = (&mut cache.keys[layer], &mut cache.values[layer]);
         backend.kv_append(k_pool, v_pool, &work.keys, &work.values, &packed.slots)?;
-        let pages =
-            Pages { query_starts: &packed.query_starts, lengths: &packed.lengths, tables: &packed.tables };
+        let pages = Pages {
+            query_starts: &packed.query_starts,
+            lengths: &packed.lengths,
+            tables: &packed.tables,
+            groups: None,
+        };
         let scale = (self.config.head_dim as f32).powf(-0.5);
         backend.paged_attention(&mut work.attended, None, &work.queries, k_pool, v_pool, &pages, scale)?;
         let lora = lora_rows(adapters, layer, Projection::Output);

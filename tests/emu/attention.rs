@@ -232,6 +232,7 @@ impl Paged {
             query_starts: &on_device(gpu, &[bounds.len()], &bounds),
             lengths: &on_device(gpu, &[lengths.len()], &lengths),
             tables: &on_device(gpu, &[self.tables.len(), self.tables[0].len()], &self.tables.concat()),
+            groups: None,
         };
         let (q, k, v) = (
             on_device(gpu, &shape, &packed),
@@ -323,6 +324,7 @@ fn what_kernels_cannot_do_is_refused_by_name() {
         query_starts: &on_device(&gpu, &[2], &[0, 1]),
         lengths: &one,
         tables: &on_device(&gpu, &[1, 1], &[0]),
+        groups: None,
     };
     let mut out = tensor(&[1, 2, 64]);
     let error = gpu.paged_attention(&mut out, None, &q, &pool, &pool, &pages, 1.0).unwrap_err().to_string();

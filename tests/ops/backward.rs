@@ -334,6 +334,7 @@ fn a_child_is_the_end_of_one_long_sequence() {
                     query_starts: &indices(&[0, child.len() as i32]),
                     lengths: &indices(&[length as i32]),
                     tables: &Tensor::from_slice(&[1, pages], &table).unwrap(),
+                    groups: None,
                 };
                 backend
                     .paged_attention(&mut out, Some(&mut lse), &q, &k_pool, &v_pool, &pages, SCALE)

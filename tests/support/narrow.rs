@@ -6,8 +6,8 @@
 use pellucid::{
     Result,
     backend::{
-        Activation, AdamwParameter, AdamwSettings, AttentionGrads, Backend, Draw, Drawn, Epilogue, Linear,
-        LinearGrads, LogProbs, LoraGrads, LoraRows, Pages, Rope, Segments,
+        Activation, AdamwParameter, AdamwSettings, AttentionGrads, Backend, Draw, Drawn, Epilogue, Groups,
+        Linear, LinearGrads, LogProbs, LoraGrads, LoraRows, Pages, Rope, Segments,
     },
     tensor::{Dtype, Tensor},
 };
@@ -219,7 +219,9 @@ impl<B: Backend> Backend for Narrow<B> {
         let [q, k_pool, v_pool] = self.put_all([q, k_pool, v_pool])?;
         let [query_starts, lengths, tables] =
             self.put_all([pages.query_starts, pages.lengths, pages.tables])?;
-        let pages = Pages { query_starts: &query_starts, lengths: &lengths, tables: &tables };
+        let groups = pages.groups.map(|groups| self.put_all([groups.starts, groups.shared])).transpose()?;
+        let groups = groups.as_ref().map(|[starts, shared]| Groups { starts, shared });
+        let pages = Pages { query_starts: &query_starts, lengths: &lengths, tables: &tables, groups };
         let mut sums = lse.as_ref().map(|lse| self.inner.upload(Tensor::clone(lse))).transpose()?;
         self.inner.paged_attention(&mut to, sums.as_mut(), &q, &k_pool, &v_pool, &pages, scale)?;
         if let (Some(lse), Some(sums)) = (lse, sums) {

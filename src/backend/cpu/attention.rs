@@ -1,16 +1,18 @@
 //! Attention over contiguous or paged keys, by one core.
 //!
-//! A work item is a block of queries of one sequence with all the query heads that share one key/value
-//! head: its *lines*. For each split of key positions a line gets a partial result of its own (greatest
-//! score, sum, weighted values) that depends on that line's query and visible keys alone; partials are
-//! merged in order. Whether one thread walks all splits or many threads take one each, the same
-//! partials meet in the same order.
+//! A work item is a block of queries of one group of sequences with all the query heads that share one
+//! key/value head: its *lines*. A group's sequences have some leading keys in common, which are read once
+//! for all of them; most groups are one sequence. For each split of key positions a line gets a partial
+//! result of its own (greatest score, sum, weighted values) that depends on that line's query and visible
+//! keys alone; partials are merged in order. Whether one thread walks all splits or many threads take one
+//! each, the same partials meet in the same order.
+
+mod split;
 
 use super::{
     Cpu,
-    dot::{Operand, products},
-    isa::{Isa, LANES, with_isa},
-    math,
+    dot::Operand,
+    isa::{Isa, with_isa},
     tile::tiles,
     values::{Matrix, floats, floats_mut, narrow},
 };
@@ -19,6 +21,7 @@ use crate::{
     error::Result,
     tensor::Tensor,
 };
+use split::Partial;
 use std::ops::Range;
 
 /// Lines of a work item: enough to use a loaded key often, few enough for their scores to stay in cache.
@@ -62,6 +65,13 @@ impl Sequence<'_> {
     }
 }
 
+/// Neighbours that have their first `shared` keys in common, all of them seen by every query.
+#[derive(Debug, Clone, Copy)]
+struct Group<'a> {
+    sequences: &'a [Sequence<'a>],
+    shared: usize,
+}
+
 /// See [`crate::backend::Backend::attention`].
 #[expect(clippy::too_many_arguments, reason = "the op's inputs are what they are")]
 pub(super) fn attention(
@@ -94,7 +104,8 @@ pub(super) fn attention(
             head_stride: sizes.head_dim,
         })
         .collect();
-    dispatch(cpu, OP, out, lse, q, (k, v), sizes, &sequences, scale)
+    let groups: Vec<_> = sequences.chunks(1).map(|sequences| Group { sequences, shared: 0 }).collect();
+    dispatch(cpu, OP, out, lse, q, (k, v), sizes, &groups, scale)
 }
 
 /// See [`crate::backend::Backend::paged_attention`].
@@ -110,10 +121,11 @@ pub(super) fn paged_attention(
     scale: f32,
 ) -> Result<()> {
     let (sizes, pool) = check::paged_attention(out, lse.as_deref(), q, k_pool, v_pool, pages)?;
-    let sequences: Vec<_> = check::paged_sequences(pages, sizes, pool)?
-        .into_iter()
+    let paged = check::paged_sequences(pages, sizes, pool)?;
+    let sequences: Vec<_> = paged
+        .iter()
         .map(|sequence| Sequence {
-            queries: sequence.queries,
+            queries: sequence.queries.clone(),
             length: sequence.length,
             causal: true,
             base: 0,
@@ -126,7 +138,11 @@ pub(super) fn paged_attention(
             head_stride: pool.page_len * pool.head_dim,
         })
         .collect();
-    dispatch(cpu, "paged_attention", out, lse, q, (k_pool, v_pool), sizes, &sequences, scale)
+    let groups: Vec<_> = check::paged_groups(pages, &paged, pool)?
+        .into_iter()
+        .map(|group| Group { sequences: &sequences[group.sequences], shared: group.shared })
+        .collect();
+    dispatch(cpu, "paged_attention", out, lse, q, (k_pool, v_pool), sizes, &groups, scale)
 }
 
 #[expect(clippy::too_many_arguments, reason = "both ops end here")]
@@ -138,7 +154,7 @@ fn dispatch(
     q: &Tensor,
     (k, v): (&Tensor, &Tensor),
     sizes: check::AttentionSizes,
-    sequences: &[Sequence<'_>],
+    groups: &[Group<'_>],
     scale: f32,
 ) -> Result<()> {
     let q = floats(op, "q", q)?;
@@ -147,10 +163,10 @@ fn dispatch(
     match (Matrix::of(op, "k", k)?, Matrix::of(op, "v", v)?) {
         (Matrix::F32(k), Matrix::F32(v)) => {
             Problem { q, k, v, sizes, scale, round: |to, from| to.copy_from_slice(from) }
-                .solve(cpu, out, lse, sequences);
+                .solve(cpu, out, lse, groups);
         }
         (Matrix::BF16(k), Matrix::BF16(v)) => {
-            Problem { q, k, v, sizes, scale, round: narrow }.solve(cpu, out, lse, sequences);
+            Problem { q, k, v, sizes, scale, round: narrow }.solve(cpu, out, lse, groups);
         }
         _ => return Err(crate::Error::internal(op, "keys and values passed the check with two dtypes")),
     }
@@ -168,61 +184,33 @@ struct Problem<'a, E> {
     round: fn(&mut [E], &[f32]),
 }
 
-/// Some queries of one sequence, for one key/value head.
+/// Some queries of one group, for one key/value head.
 struct Item<'a> {
-    sequence: &'a Sequence<'a>,
+    group: Group<'a>,
     kv_head: usize,
     queries: Range<usize>,
 }
 
-impl Item<'_> {
-    /// Splits its last query reaches into; queries before see no more.
+impl<'a> Item<'a> {
+    /// Its queries by sequence.
+    fn parts(&self) -> impl Iterator<Item = (&'a Sequence<'a>, Range<usize>)> {
+        let Range { start, end } = self.queries;
+        let part = move |sequence: &'a Sequence<'a>| {
+            let queries = sequence.queries.start.max(start)..sequence.queries.end.min(end);
+            (!queries.is_empty()).then_some((sequence, queries))
+        };
+        self.group.sequences.iter().filter_map(part)
+    }
+
+    /// Splits its queries reach into.
     fn splits(&self) -> usize {
-        self.sequence.visible(self.queries.end - 1).div_ceil(SPLIT)
-    }
-}
-
-/// Softmax results of some lines, not yet divided by their sums.
-#[derive(Debug)]
-struct Partial {
-    greatest: Vec<f32>,
-    sum: Vec<f32>,
-    /// `[lines, D]`
-    weighted: Vec<f32>,
-}
-
-impl Partial {
-    fn empty(lines: usize, head_dim: usize) -> Self {
-        Partial {
-            greatest: vec![f32::NEG_INFINITY; lines],
-            sum: vec![0.0; lines],
-            weighted: vec![0.0; lines * head_dim],
-        }
-    }
-
-    /// This, and then the next split.
-    #[inline(always)]
-    fn merge(&mut self, next: &Partial) {
-        let head_dim = self.weighted.len() / self.sum.len();
-        for line in 0..self.sum.len() {
-            if next.greatest[line] == f32::NEG_INFINITY && next.sum[line] == 0.0 {
-                continue; // the line sees none of that split
-            }
-            let (mine, its) = (self.greatest[line], next.greatest[line]);
-            let greatest = if its > mine { its } else { mine };
-            let (a, b) = (math::exp(mine - greatest), math::exp(its - greatest));
-            self.greatest[line] = greatest;
-            self.sum[line] = self.sum[line] * a + next.sum[line] * b;
-            let values = line * head_dim..(line + 1) * head_dim;
-            for (mine, &its) in self.weighted[values.clone()].iter_mut().zip(&next.weighted[values]) {
-                *mine = *mine * a + its * b;
-            }
-        }
+        let reach = self.parts().map(|(sequence, queries)| sequence.visible(queries.end - 1));
+        reach.max().unwrap_or(0).div_ceil(SPLIT)
     }
 }
 
 impl<E: Operand> Problem<'_, E> {
-    fn solve(&self, cpu: &Cpu, out: &mut [f32], lse: Option<&mut [f32]>, sequences: &[Sequence<'_>]) {
+    fn solve(&self, cpu: &Cpu, out: &mut [f32], lse: Option<&mut [f32]>, groups: &[Group<'_>]) {
         let check::AttentionSizes { heads, kv_heads, head_dim, .. } = self.sizes;
         if out.is_empty() {
             return;
@@ -232,13 +220,14 @@ impl<E: Operand> Problem<'_, E> {
         let mut items = Vec::new();
         let mut outs = Vec::new();
         let mut rest = out;
-        for sequence in sequences {
-            let (own, next) = rest.split_at_mut(sequence.queries.len() * heads * head_dim);
+        for &of in groups {
+            let Some((first, last)) = of.sequences.first().zip(of.sequences.last()) else { continue };
+            let (start, end) = (first.queries.start, last.queries.end);
+            let (own, next) = rest.split_at_mut((end - start) * heads * head_dim);
             rest = next;
             for tile in tiles(own, heads * head_dim, height, |_| group * head_dim) {
-                let start = sequence.queries.start;
                 items.push(Item {
-                    sequence,
+                    group: of,
                     kv_head: tile.columns.start / (group * head_dim),
                     queries: start + tile.rows.start..start + tile.rows.end,
                 });
@@ -289,128 +278,4 @@ impl<E: Operand> Problem<'_, E> {
             }
         }
     }
-
-    /// One item's result over one split of the keys.
-    #[inline(always)]
-    fn split<I: Isa>(&self, isa: I, item: &Item<'_>, split: usize) -> Partial {
-        let check::AttentionSizes { heads, kv_heads, head_dim, .. } = self.sizes;
-        let group = heads / kv_heads;
-        let lines = item.queries.len() * group;
-        let start = split * SPLIT;
-        let sequence = item.sequence;
-        let columns = sequence.visible(item.queries.end - 1).min(start + SPLIT) - start;
-        let keys: Vec<usize> =
-            (start..start + columns).map(|position| sequence.key(position, item.kv_head)).collect();
-
-        let mut q = vec![E::zeroed(); lines * head_dim];
-        for (at, query) in item.queries.clone().enumerate() {
-            let from = &self.q[(query * heads + item.kv_head * group) * head_dim..][..group * head_dim];
-            (self.round)(&mut q[at * group * head_dim..][..group * head_dim], from);
-        }
-        let mut scores = vec![0.0; lines * columns];
-        let key_rows: Vec<&[E]> = keys.iter().map(|&key| &self.k[key..][..head_dim]).collect();
-        products(isa, &mut scores, &q.chunks_exact(head_dim).collect::<Vec<_>>(), &key_rows);
-
-        let mut partial = Partial::empty(lines, head_dim);
-        let limits: Vec<usize> = (0..lines)
-            .map(|line| {
-                let query = item.queries.start + line / group;
-                sequence.visible(query).saturating_sub(start).min(columns)
-            })
-            .collect();
-        for (line, scores) in scores.chunks_exact_mut(columns).enumerate() {
-            let scores = &mut scores[..limits[line]];
-            scores.iter_mut().for_each(|score| *score *= self.scale);
-            let greatest = math::greatest(scores);
-            scores.iter_mut().for_each(|score| *score = math::exp(*score - greatest));
-            partial.greatest[line] = greatest;
-            partial.sum[line] = math::sum(scores, |p| p);
-        }
-        let mut line = 0;
-        while line < lines {
-            let limit = limits[line];
-            let alike = line + 4 <= lines && limits[line..line + 4].iter().all(|&other| other == limit);
-            let height = if alike { 4 } else { 1 };
-            let p = &scores[line * columns..][..(height - 1) * columns + limit];
-            let out = &mut partial.weighted[line * head_dim..][..height * head_dim];
-            match height {
-                4 => weigh::<I, E, 4>(isa, out, p, columns, self.v, &keys[..limit], head_dim),
-                _ => weigh::<I, E, 1>(isa, out, p, columns, self.v, &keys[..limit], head_dim),
-            }
-            line += height;
-        }
-        partial
-    }
-}
-
-/// out[m, d] = Σ p[m, j] · value[j, d], in the order of positions, for M lines that see the same keys.
-#[inline(always)]
-fn weigh<I: Isa, E: Operand, const M: usize>(
-    isa: I,
-    out: &mut [f32],
-    p: &[f32],
-    stride: usize,
-    values: &[E],
-    keys: &[usize],
-    head_dim: usize,
-) {
-    let mut start = 0;
-    while start < head_dim {
-        // Two vectors of values at a time keep eight sums going; the order within a sum is that of positions.
-        start += if start + 2 * LANES <= head_dim {
-            weigh_lanes::<I, E, M, 2>(isa, out, p, stride, values, keys, head_dim, start)
-        } else {
-            weigh_lanes::<I, E, M, 1>(isa, out, p, stride, values, keys, head_dim, start)
-        };
-    }
-}
-
-/// [`weigh`] for the C vectors of values from `start` on; returns how many elements those are.
-#[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "the inner part of one loop")]
-fn weigh_lanes<I: Isa, E: Operand, const M: usize, const C: usize>(
-    isa: I,
-    out: &mut [f32],
-    p: &[f32],
-    stride: usize,
-    values: &[E],
-    keys: &[usize],
-    head_dim: usize,
-    start: usize,
-) -> usize {
-    let mut rows: [&[f32]; M] = [&[]; M];
-    for m in 0..M {
-        rows[m] = &p[m * stride..][..keys.len()];
-    }
-    let width = (C * LANES).min(head_dim - start);
-    let mut sums = [[isa.zero(); C]; M];
-    for (j, &key) in keys.iter().enumerate() {
-        let value = &values[key + start..][..width];
-        let mut loaded = [isa.zero(); C];
-        for c in 0..C {
-            loaded[c] = match value[c * LANES..].first_chunk::<LANES>() {
-                Some(value) => E::widen(isa, value),
-                None => {
-                    let mut padded = [E::zeroed(); LANES];
-                    padded[..width].copy_from_slice(value);
-                    E::widen(isa, &padded)
-                }
-            };
-        }
-        for m in 0..M {
-            let p = isa.splat(rows[m][j]);
-            for c in 0..C {
-                sums[m][c] = isa.multiply_add(p, loaded[c], sums[m][c]);
-            }
-        }
-    }
-    let mut lanes = [0.0; LANES];
-    for m in 0..M {
-        for c in 0..C {
-            isa.store(sums[m][c], &mut lanes);
-            let width = LANES.min(width - c * LANES);
-            out[m * head_dim + start + c * LANES..][..width].copy_from_slice(&lanes[..width]);
-        }
-    }
-    width
 }

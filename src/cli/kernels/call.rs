@@ -150,7 +150,7 @@ impl Call {
             Op::PagedAttention => {
                 let [q, k_pool, v_pool] = inputs.all(["q", "k_pool", "v_pool"])?;
                 let [query_starts, lengths, tables] = inputs.all(["query_starts", "lengths", "tables"])?;
-                let pages = Pages { query_starts, lengths, tables };
+                let pages = Pages { query_starts, lengths, tables, groups: None };
                 backend.paged_attention(out()?, Some(out()?), q, k_pool, v_pool, &pages, scale(q))
             }
             Op::GatherRows => backend.gather_rows(out()?, inputs.get("table")?, inputs.get("rows")?),
