@@ -222,8 +222,8 @@ impl<'m> Engine<'m> {
     /// Runs the model, and returns which sequences have reached their end, with the packed row of their last token.
     fn forward(&mut self, counts: &[usize]) -> Result<Vec<(usize, usize)>> {
         let mut order: Vec<usize> = (0..self.running.len()).filter(|&at| counts[at] > 0).collect();
-        // Adapters serve ranges of rows.
-        order.sort_by_key(|&at| self.running[at].shared.generation());
+        // Adapters serve ranges of rows, and pages that neighbours begin with are read once for all of them.
+        order.sort_by_key(|&at| (self.running[at].shared.generation(), &self.running[at].table));
         let images: Vec<Vec<PlacedImage<'_>>> = order.iter().map(|&at| self.running[at].images()).collect();
         let mut runs = Vec::with_capacity(order.len());
         let mut adapters: Vec<AdapterRows<'_>> = Vec::new();

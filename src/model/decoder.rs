@@ -6,7 +6,7 @@ use super::cache::KvCache;
 use super::packed::{Packed, Run, place_images};
 use super::positions::{axes, decoder_rope};
 use super::weights::{Bias, LinearWeights, Loader};
-use crate::backend::{Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProbs, Pages, Rope};
+use crate::backend::{Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProbs, Rope};
 use crate::error::{Error, Result};
 use crate::format::config::DecoderConfig;
 use crate::tensor::{Dtype, Tensor};
@@ -180,14 +180,16 @@ impl Decoder {
         backend.rope(&mut work.keys, &packed.positions, &self.rope, false)?;
         let (k_pool, v_pool) = (&mut cache.keys[layer], &mut cache.values[layer]);
         backend.kv_append(k_pool, v_pool, &work.keys, &work.values, &packed.slots)?;
-        let pages = Pages {
-            query_starts: &packed.query_starts,
-            lengths: &packed.lengths,
-            tables: &packed.tables,
-            groups: None,
-        };
         let scale = (self.config.head_dim as f32).powf(-0.5);
-        backend.paged_attention(&mut work.attended, None, &work.queries, k_pool, v_pool, &pages, scale)?;
+        backend.paged_attention(
+            &mut work.attended,
+            None,
+            &work.queries,
+            k_pool,
+            v_pool,
+            &packed.pages(),
+            scale,
+        )?;
         let lora = lora_rows(adapters, layer, Projection::Output);
         let output = block.linear(Projection::Output).with(&lora);
         backend.linear(&mut work.hidden, &work.attended, &output, Epilogue::Add)

@@ -5,7 +5,7 @@
 
 use super::cache::{PAGE, pages_for, slot};
 use super::positions::Positions;
-use crate::backend::Backend;
+use crate::backend::{Backend, Groups, Pages};
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 use std::ops::Range;
@@ -49,6 +49,8 @@ pub struct Packed {
     pub(crate) lengths: Tensor,
     /// Pages per sequence `[B, max pages]`.
     pub(crate) tables: Tensor,
+    /// Which runs' pages begin alike, if any do: where each group starts, and the keys its runs have in common `[B]`.
+    pub(crate) groups: Option<[Tensor; 2]>,
     /// `T`.
     pub(crate) rows: usize,
 }
@@ -85,6 +87,12 @@ impl Packed {
                 *entry = page as i32;
             }
         }
+        let common: Vec<usize> = runs.windows(2).map(|pair| common_pages(&pair[0], &pair[1])).collect();
+        let (mut group_starts, mut shared) = (vec![0], Vec::with_capacity(runs.len()));
+        for Group { runs, pages } in groups(&common) {
+            group_starts.push(runs.end as i32);
+            shared.extend(runs.map(|_| (pages * PAGE) as i32));
+        }
         let upload = |shape: &[usize], values: &[i32]| backend.upload(Tensor::from_slice(shape, values)?);
         Ok(Packed {
             tokens: upload(&[rows], &tokens)?,
@@ -93,9 +101,66 @@ impl Packed {
             query_starts: upload(&[runs.len() + 1], &query_starts)?,
             lengths: upload(&[runs.len()], &lengths)?,
             tables: upload(&[runs.len(), table_width], &tables)?,
+            groups: match group_starts.len() > runs.len() {
+                true => None,
+                false => {
+                    Some([upload(&[group_starts.len()], &group_starts)?, upload(&[runs.len()], &shared)?])
+                }
+            },
             rows,
         })
     }
+
+    /// What the runs see.
+    pub(crate) fn pages(&self) -> Pages<'_> {
+        let groups = self.groups.as_ref().map(|[starts, shared]| Groups { starts, shared });
+        Pages { query_starts: &self.query_starts, lengths: &self.lengths, tables: &self.tables, groups }
+    }
+}
+
+/// Neighbouring runs whose first pages are the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Group {
+    runs: Range<usize>,
+    pages: usize,
+}
+
+/// Pages that two runs begin with alike and that were full before either.
+fn common_pages(a: &Run<'_>, b: &Run<'_>) -> usize {
+    let full = a.start.min(b.start) / PAGE;
+    a.pages.iter().zip(b.pages).take(full).take_while(|(a, b)| a == b).count()
+}
+
+/// Cuts runs into groups such that the fewest pages are read, given what each has in common with the next: n runs that
+/// begin with k common pages spare (n - 1) k.
+fn groups(common: &[usize]) -> Vec<Group> {
+    let runs = common.len() + 1;
+    // For the first runs: what is spared at best, and the last group then.
+    let mut best = vec![(0, Group { runs: 0..0, pages: 0 })];
+    for end in 1..=runs {
+        let mut pages = usize::MAX;
+        let mut choice = (best[end - 1].0, Group { runs: end - 1..end, pages: 0 });
+        for start in (0..end - 1).rev() {
+            pages = pages.min(common[start]);
+            let spared = best[start].0 + (end - start - 1) * pages;
+            if spared > choice.0 {
+                choice = (spared, Group { runs: start..end, pages });
+            }
+            if pages == 0 {
+                break;
+            }
+        }
+        best.push(choice);
+    }
+    let mut all = Vec::new();
+    let mut end = runs;
+    while end > 0 {
+        let group = best[end].1.clone();
+        end = group.runs.start;
+        all.push(group);
+    }
+    all.reverse();
+    all
 }
 
 /// Writes the image features that fall into the runs over their token embeddings `hidden` `[T, C]`.
@@ -122,4 +187,68 @@ pub(crate) fn place_images(backend: &dyn Backend, hidden: &mut Tensor, runs: &[R
         first_row += run.tokens.len();
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What every way to cut spares.
+    fn most(common: &[usize]) -> usize {
+        let runs = common.len() + 1;
+        let cuts = 0..1u32 << common.len();
+        let spared = cuts.map(|cuts| {
+            let (mut all, mut start) = (0, 0);
+            for end in (1..=runs).filter(|&end| end == runs || cuts >> (end - 1) & 1 == 1) {
+                all += (end - start - 1) * common[start..end - 1].iter().min().unwrap_or(&0);
+                start = end;
+            }
+            all
+        });
+        spared.max().unwrap_or(0)
+    }
+
+    #[test]
+    fn groups_spare_the_most_pages_that_cuts_can() {
+        let mut seed = 1u64;
+        for length in 0..10 {
+            for _ in 0..200 {
+                let next = |_| {
+                    seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                    [0, 0, 1, 1, 2, 9][(seed >> 33) as usize % 6]
+                };
+                let common: Vec<usize> = (0..length).map(next).collect();
+                let groups = groups(&common);
+                assert!(groups.windows(2).all(|pair| pair[0].runs.end == pair[1].runs.start), "{groups:?}");
+                assert_eq!((groups[0].runs.start, groups[groups.len() - 1].runs.end), (0, length + 1));
+                for Group { runs, pages } in &groups {
+                    let least = common[runs.start..runs.end - 1].iter().min().copied().unwrap_or(0);
+                    assert_eq!(*pages, least, "{groups:?} of {common:?}");
+                }
+                let spared: usize = groups.iter().map(|group| (group.runs.len() - 1) * group.pages).sum();
+                assert_eq!(spared, most(&common), "{groups:?} of {common:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn siblings_stay_together_beside_a_stranger_with_the_same_first_page() {
+        let group = |runs, pages| Group { runs, pages };
+        assert_eq!(groups(&[1, 9, 9, 1, 4]), [group(0..1, 0), group(1..4, 9), group(4..6, 4)]);
+    }
+
+    #[test]
+    fn a_page_counts_once_all_of_it_lies_before_both_runs() {
+        let positions = Positions::plain(200);
+        let run = |start: usize, pages: &'static [u32]| Run {
+            tokens: &[1],
+            start,
+            positions: &positions,
+            pages,
+            images: &[],
+        };
+        assert_eq!(common_pages(&run(128, &[5, 6, 7]), &run(150, &[5, 6, 8])), 2);
+        assert_eq!(common_pages(&run(127, &[5, 6]), &run(150, &[5, 6, 8])), 1);
+        assert_eq!(common_pages(&run(130, &[5, 6, 7]), &run(130, &[4, 6, 7])), 0);
+    }
 }
