@@ -9,8 +9,11 @@
 //! heads, `D` head dim, `C` hidden, `F` ffn, `V` vocabulary, `L` layers, `R` LoRA rank, `P` page size,
 //! `N` pages.
 
+mod owned;
+
 use crate::error::{Error, Result};
 use half::bf16;
+use owned::Owned;
 use std::{fmt, ops::Range, sync::Arc};
 
 /// Element types the backends compute with. `F64` exists for the oracle in tests.
@@ -72,11 +75,6 @@ impl Element for i32 {
     const DTYPE: Dtype = Dtype::I32;
 }
 
-/// One cache line; owned host memory is a vector of these.
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
-
 /// Bytes shared with someone else (a mapped file), kept alive by the handle.
 pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
@@ -92,7 +90,7 @@ pub trait DeviceMemory: Send + Sync {
 /// Where a tensor's bytes live.
 #[derive(Clone)]
 enum Buffer {
-    Owned(Vec<Line>),
+    Owned(Owned),
     Shared { bytes: SharedBytes, range: Range<usize> },
     Device { memory: Arc<dyn DeviceMemory>, offset: usize },
 }
@@ -107,19 +105,16 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// A zeroed host tensor.
+    /// A zeroed host tensor. Large ones take memory as they are written.
     pub fn zeros(dtype: Dtype, shape: &[usize]) -> Result<Self> {
         let bytes = byte_length(dtype, shape)?;
-        let lines = bytes.div_ceil(64);
-        let mut owned = Vec::new();
-        owned.try_reserve_exact(lines).map_err(|source| {
+        let owned = Owned::zeroed(bytes).map_err(|source| {
             Error::machine_because(
                 "alloc",
                 format!("no memory for a {dtype} tensor {shape:?} ({bytes} bytes)"),
                 source,
             )
         })?;
-        owned.resize(lines, Line([0; 64]));
         Ok(Tensor { dtype, shape: shape.to_vec(), buffer: Buffer::Owned(owned) })
     }
 
@@ -233,7 +228,7 @@ impl Tensor {
     pub fn reuse_as(&mut self, shape: &[usize]) -> Result<bool> {
         let needed = byte_length(self.dtype, shape)?;
         let held = match &self.buffer {
-            Buffer::Owned(owned) => size_of_val(&owned[..]),
+            Buffer::Owned(owned) => owned.len(),
             Buffer::Shared { .. } => return Ok(false),
             Buffer::Device { memory, offset } => memory.bytes() - offset,
         };
@@ -277,7 +272,7 @@ impl Tensor {
     /// If they are a device's: download the tensor first.
     pub fn bytes(&self) -> &[u8] {
         match &self.buffer {
-            Buffer::Owned(owned) => &bytemuck::cast_slice(owned)[..self.byte_len()],
+            Buffer::Owned(owned) => &owned[..self.byte_len()],
             Buffer::Shared { bytes, range } => &(**bytes).as_ref()[range.clone()],
             Buffer::Device { .. } => panic!("{self:?} was read by the host before it was downloaded"),
         }
@@ -300,7 +295,7 @@ impl Tensor {
     pub fn bytes_mut(&mut self) -> Result<&mut [u8]> {
         let length = self.byte_len();
         match &mut self.buffer {
-            Buffer::Owned(owned) => Ok(&mut bytemuck::cast_slice_mut(owned)[..length]),
+            Buffer::Owned(owned) => Ok(&mut owned[..length]),
             Buffer::Shared { .. } => Err(Error::internal("tensor", "a mapped tensor was asked for writing")),
             Buffer::Device { .. } => {
                 Err(Error::internal("tensor", "a device's tensor was asked for writing"))
