@@ -21,8 +21,9 @@ const HEIGHT: usize = 512;
 /// Columns of a tile of many rows: a panel's, so that no tile ends in a narrow one.
 const WIDTH: usize = 48;
 
-/// Rows up to which weights are read from memory for every row anew.
+/// Rows up to which weights are read from memory for every row anew, and up to which that reading is most of the work.
 const FEW: usize = 8;
+const SEVERAL: usize = 64;
 
 /// Products that one thread does in the time it takes to wake another.
 const ALONE: usize = 1 << 15;
@@ -193,12 +194,13 @@ pub(super) fn prepare<'a>(cpu: &Cpu, values: Cow<'a, [f32]>, inner: usize, round
     rows
 }
 
-/// Columns of the next tile, of those that are left. Many rows: a panel's. Few rows: less and less, in whole vectors,
-/// so that threads of unequal speed end together. Little work: all of them.
+/// Columns of the next tile, of those that are left. Many rows: a panel's. Less: a share that gets smaller, in whole
+/// vectors or panels, so that threads of unequal speed end together. Little work: all of them.
 fn width(cpu: &Cpu, rows: usize, left: usize, inner: usize) -> usize {
+    let unit = if rows <= FEW { LANES } else { WIDTH };
     match rows {
         _ if rows * left * inner <= ALONE => left,
-        ..=FEW => left.div_ceil(2 * cpu.threads).next_multiple_of(LANES),
+        ..=SEVERAL => left.div_ceil(2 * cpu.threads).next_multiple_of(unit),
         _ => WIDTH,
     }
 }

@@ -56,11 +56,10 @@ pub(super) fn products<P: Panels>(isa: P, out: &mut [f32], x: &[&[bf16]], w: &[&
     let pairs = w.first().map_or(0, |row| row.len().div_ceil(2));
     let mut panel = Scratch::<Line>::new(WIDE * pairs);
     for column in (0..w.len()).step_by(WIDE * LANES) {
-        let columns = &w[column..w.len().min(column + WIDE * LANES)];
-        match columns.len().div_ceil(LANES) {
-            1 => many::<P, 1>(isa, out, x, columns, column, w.len(), &mut panel),
-            2 => many::<P, 2>(isa, out, x, columns, column, w.len(), &mut panel),
-            _ => many::<P, 3>(isa, out, x, columns, column, w.len(), &mut panel),
+        match (w.len() - column).div_ceil(LANES) {
+            1 => many::<P, 1>(isa, out, x, w, column, &mut panel),
+            2 => many::<P, 2>(isa, out, x, w, column, &mut panel),
+            _ => many::<P, 3>(isa, out, x, w, column, &mut panel),
         }
     }
 }
@@ -77,7 +76,59 @@ fn padded(rest: &[bf16]) -> [bf16; STEP] {
     from_fn(|at| rest.get(at).copied().unwrap_or(bf16::ZERO))
 }
 
-/// M rows against all columns, sixteen at a time, while those [`AHEAD`] are on their way from memory.
+/// Walks along sixteen rows: `each` gets every whole step, transposed; the rest, completed by zeros, is returned. What
+/// comes [`AHEAD`] is on its way from memory meanwhile, be it in these rows or in the `next`.
+#[inline(always)]
+fn walk<P: Panels>(
+    isa: P,
+    rows: [&[bf16]; LANES],
+    next: [&[bf16]; LANES],
+    mut each: impl FnMut(usize, [P::Pairs; LANES]),
+) -> Option<[P::Pairs; LANES]> {
+    let steps = rows[0].len() / STEP;
+    let turn = steps.saturating_sub(AHEAD);
+    // Equal lengths, said once, so that the loops need no bounds checks.
+    let mut whole: [&[[bf16; STEP]]; LANES] = [&[]; LANES];
+    let (mut ahead, mut behind) = (whole, whole);
+    for n in 0..LANES {
+        whole[n] = &rows[n].as_chunks().0[..steps];
+        ahead[n] = &whole[n][steps - turn..];
+        behind[n] = &next[n].as_chunks().0[..steps - turn];
+    }
+    for step in 0..turn {
+        each(step, columns(isa, &whole, step, &ahead, step));
+    }
+    for step in turn..steps {
+        each(step, columns(isa, &whole, step, &behind, step - turn));
+    }
+    if rows[0].len() == steps * STEP {
+        return None;
+    }
+    let mut loaded = [isa.pairs(&[bf16::ZERO; STEP]); LANES];
+    for n in 0..LANES {
+        loaded[n] = isa.pairs(&padded(rows[n].as_chunks::<STEP>().1));
+    }
+    Some(isa.transpose(loaded))
+}
+
+/// One step of sixteen rows, transposed, while one of those behind `ahead` sets out.
+#[inline(always)]
+fn columns<P: Panels>(
+    isa: P,
+    rows: &[&[[bf16; STEP]]; LANES],
+    step: usize,
+    ahead: &[&[[bf16; STEP]]; LANES],
+    ahead_step: usize,
+) -> [P::Pairs; LANES] {
+    let mut loaded = [isa.pairs(&rows[0][step]); LANES];
+    for n in 0..LANES {
+        loaded[n] = isa.pairs(&rows[n][step]);
+        isa.prefetch(&ahead[n][ahead_step]);
+    }
+    isa.transpose(loaded)
+}
+
+/// M rows against all columns, sixteen at a time.
 #[inline(always)]
 fn few<P: Panels, const M: usize>(isa: P, out: &mut [f32], x: &[&[bf16]], w: &[&[bf16]]) {
     let steps = x[0].len() / STEP;
@@ -87,57 +138,29 @@ fn few<P: Panels, const M: usize>(isa: P, out: &mut [f32], x: &[&[bf16]], w: &[&
         let (whole, rest) = x[m].as_chunks();
         (x_steps[m], x_rest[m]) = (&whole[..steps], padded(rest));
     }
-    let turn = steps.saturating_sub(AHEAD);
     for column in (0..w.len()).step_by(LANES) {
-        let (rows, next) = (sixteen(w, column), sixteen(w, column + LANES));
-        let mut w_steps: [&[[bf16; STEP]]; LANES] = [&[]; LANES];
-        let (mut ahead, mut next_steps) = (w_steps, w_steps);
-        for n in 0..LANES {
-            w_steps[n] = &rows[n].as_chunks().0[..steps];
-            ahead[n] = &w_steps[n][steps - turn..];
-            next_steps[n] = &next[n].as_chunks().0[..steps - turn];
-        }
         let mut sums = [isa.zero(); M];
-        for step in 0..turn {
-            add_step(isa, &mut sums, &x_steps, &w_steps, step, &ahead, step);
-        }
-        for step in turn..steps {
-            add_step(isa, &mut sums, &x_steps, &w_steps, step, &next_steps, step - turn);
-        }
-        if rows[0].len() > steps * STEP {
-            let mut loaded = [isa.pairs(&x_rest[0]); LANES];
-            for n in 0..LANES {
-                loaded[n] = isa.pairs(&padded(rows[n].as_chunks::<STEP>().1));
-            }
-            add(isa, &mut sums, x_rest.each_ref(), isa.transpose(loaded));
+        let (rows, next) = (sixteen(w, column), sixteen(w, column + LANES));
+        let rest = walk(
+            isa,
+            rows,
+            next,
+            #[inline(always)]
+            |step, columns| {
+                let mut x_step = [&x_steps[0][step]; M];
+                for m in 0..M {
+                    x_step[m] = &x_steps[m][step];
+                }
+                add(isa, &mut sums, x_step, columns);
+            },
+        );
+        if let Some(columns) = rest {
+            add(isa, &mut sums, x_rest.each_ref(), columns);
         }
         for (m, &sums) in sums.iter().enumerate() {
             put(isa, &mut out[m * w.len() + column..], w.len() - column, sums);
         }
     }
-}
-
-/// One step of M rows against sixteen columns, while one of those behind `ahead` sets out.
-#[inline(always)]
-fn add_step<P: Panels, const M: usize>(
-    isa: P,
-    sums: &mut [P::Lanes; M],
-    x: &[&[[bf16; STEP]]; M],
-    w: &[&[[bf16; STEP]]; LANES],
-    step: usize,
-    ahead: &[&[[bf16; STEP]]; LANES],
-    ahead_step: usize,
-) {
-    let mut loaded = [isa.pairs(&w[0][step]); LANES];
-    for n in 0..LANES {
-        loaded[n] = isa.pairs(&w[n][step]);
-        isa.prefetch(&ahead[n][ahead_step]);
-    }
-    let mut x_step = [&x[0][step]; M];
-    for m in 0..M {
-        x_step[m] = &x[m][step];
-    }
-    add(isa, sums, x_step, isa.transpose(loaded));
 }
 
 /// One step of M rows against sixteen transposed columns. Plain loops over arrays: those are what the compiler
@@ -157,7 +180,7 @@ fn add<P: Panels, const M: usize>(
     }
 }
 
-/// All rows against up to N vectors of columns, by way of a panel `[pairs, N]`.
+/// All rows against N vectors of columns from `column` on, by way of a panel `[pairs, N]`.
 #[inline(always)]
 fn many<P: Panels, const N: usize>(
     isa: P,
@@ -165,44 +188,52 @@ fn many<P: Panels, const N: usize>(
     x: &[&[bf16]],
     w: &[&[bf16]],
     column: usize,
-    stride: usize,
     panel: &mut [Line],
 ) {
+    let (stride, width) = (w.len(), w.len() - column);
     let panel = &mut panel.as_chunks_mut::<N>().0[..w[0].len().div_ceil(2)];
     for vector in 0..N {
-        fill(isa, panel, vector, sixteen(w, vector * LANES));
+        let at = column + vector * LANES;
+        fill(isa, panel, vector, sixteen(w, at), sixteen(w, at + LANES));
     }
     for (block, x) in x.chunks(ROWS).enumerate() {
         let out = &mut out[block * ROWS * stride + column..];
         match x.len() {
-            1 => against::<P, 1, N>(isa, out, stride, x, panel, w.len()),
-            2 => against::<P, 2, N>(isa, out, stride, x, panel, w.len()),
-            3 => against::<P, 3, N>(isa, out, stride, x, panel, w.len()),
-            4 => against::<P, 4, N>(isa, out, stride, x, panel, w.len()),
-            5 => against::<P, 5, N>(isa, out, stride, x, panel, w.len()),
-            6 => against::<P, 6, N>(isa, out, stride, x, panel, w.len()),
-            7 => against::<P, 7, N>(isa, out, stride, x, panel, w.len()),
-            _ => against::<P, 8, N>(isa, out, stride, x, panel, w.len()),
+            1 => against::<P, 1, N>(isa, out, stride, x, panel, width),
+            2 => against::<P, 2, N>(isa, out, stride, x, panel, width),
+            3 => against::<P, 3, N>(isa, out, stride, x, panel, width),
+            4 => against::<P, 4, N>(isa, out, stride, x, panel, width),
+            5 => against::<P, 5, N>(isa, out, stride, x, panel, width),
+            6 => against::<P, 6, N>(isa, out, stride, x, panel, width),
+            7 => against::<P, 7, N>(isa, out, stride, x, panel, width),
+            _ => against::<P, 8, N>(isa, out, stride, x, panel, width),
         }
     }
 }
 
 /// Transposes sixteen rows into one vector's place in the panel.
 #[inline(always)]
-fn fill<P: Panels, const N: usize>(isa: P, panel: &mut [[Line; N]], vector: usize, rows: [&[bf16]; LANES]) {
-    for (step, lines) in panel.chunks_mut(LANES).enumerate() {
-        let mut loaded = [isa.pairs(&[bf16::ZERO; STEP]); LANES];
-        for n in 0..LANES {
-            let (chunks, rest) = rows[n].as_chunks();
-            loaded[n] = match chunks.get(step) {
-                Some(chunk) => isa.pairs(chunk),
-                None => isa.pairs(&padded(rest)),
-            };
-        }
-        let columns = isa.transpose(loaded);
-        for (line, pairs) in lines.iter_mut().zip(columns) {
-            isa.store_pairs(pairs, &mut line[vector]);
-        }
+fn fill<P: Panels, const N: usize>(
+    isa: P,
+    panel: &mut [[Line; N]],
+    vector: usize,
+    rows: [&[bf16]; LANES],
+    next: [&[bf16]; LANES],
+) {
+    let (whole, last) = panel.as_chunks_mut::<LANES>();
+    let rest = walk(
+        isa,
+        rows,
+        next,
+        #[inline(always)]
+        |step, columns| {
+            for j in 0..LANES {
+                isa.store_pairs(columns[j], &mut whole[step][j][vector]);
+            }
+        },
+    );
+    for (line, columns) in last.iter_mut().zip(rest.into_iter().flatten()) {
+        isa.store_pairs(columns, &mut line[vector]);
     }
 }
 
