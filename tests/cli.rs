@@ -173,6 +173,30 @@ fn inspect_plans_memory_for_the_context_asked_for() {
 }
 
 #[test]
+fn inspect_divides_memory_between_two_models() {
+    let with = |more: &[&str]| {
+        let both = ["inspect", "tests/golden/qwen2_5_vl/model", "--reasoner", "tests/golden/llama3/model"];
+        pellucid(&[&both[..], &["--context", "128", "--sequences", "50", "--json"], more].concat())
+    };
+    let plan = with(&["--memory", "0.003"]).json()["together"].clone();
+    let [captioner, reasoner] = [0, 1].map(|at| plan["models"][at].clone());
+    assert_eq!((&captioner["name"], &reasoner["name"]), (&"captioner".into(), &"reasoner".into()));
+    let sum: u64 = ["weight_bytes", "workspace_bytes", "kv_bytes"]
+        .iter()
+        .map(|part| captioner[part].as_u64().unwrap() + reasoner[part].as_u64().unwrap())
+        .sum();
+    let free = plan["free_bytes"].as_u64().unwrap();
+    assert!(sum <= free && free - sum < 64 * 1024, "{plan}");
+    let pages = |model: &Value| model["pages"].as_u64().unwrap();
+    assert!((2..100).contains(&pages(&captioner)) && (2..100).contains(&pages(&reasoner)), "{plan}");
+    let plan = with(&[]).json()["together"].clone();
+    assert_eq!((pages(&plan["models"][0]), pages(&plan["models"][1])), (100, 100));
+    with(&["--memory", "0.0001"]).fails_with(&["captioner", "reasoner", "are free"]);
+    with(&["--memory=-1"]).fails_with(&["--memory -1"]);
+    assert_eq!(pellucid(&["inspect", "tests/golden/llama3/model", "--memory", "3"]).code, Some(2));
+}
+
+#[test]
 fn inspect_lists_all_that_is_wrong_and_fails() {
     let folder = copy("qwen2/model");
     damage(&folder, "model.safetensors", |bytes| {

@@ -1,7 +1,8 @@
-//! A memory plan as people read it.
+//! Memory plans as people read them.
 
 use super::text::bytes;
-use pellucid::model::MemoryPlan;
+use anyhow::Result;
+use pellucid::model::{MemoryPlan, Tenant, divide};
 use serde::Serialize;
 
 /// What running a model takes.
@@ -57,5 +58,56 @@ impl Memory {
             lines.push(format!("the model was made for {max_positions} tokens, not for {context}"));
         }
         lines
+    }
+}
+
+/// Several models that share a machine's memory, each with pages of its own.
+#[derive(Debug, Serialize)]
+pub(crate) struct Together {
+    free_bytes: u64,
+    models: Vec<Part>,
+}
+
+#[derive(Debug, Serialize)]
+struct Part {
+    name: &'static str,
+    weight_bytes: u64,
+    workspace_bytes: u64,
+    kv_bytes: u64,
+    pages: u64,
+    most_pages: usize,
+}
+
+impl Together {
+    /// Divides what there is, or says why that is not enough.
+    pub(crate) fn plan(tenants: &[Tenant], free_bytes: u64) -> Result<Self> {
+        let plans = divide(tenants, free_bytes)?;
+        let part = |(tenant, plan): (&Tenant, MemoryPlan)| Part {
+            name: tenant.name,
+            weight_bytes: plan.mapped + plan.held,
+            workspace_bytes: plan.workspace,
+            kv_bytes: plan.kv,
+            pages: plan.kv / plan.page().max(1),
+            most_pages: tenant.most,
+        };
+        Ok(Together { free_bytes, models: tenants.iter().zip(plans).map(part).collect() })
+    }
+
+    /// For people.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let total = |part: &Part| part.weight_bytes + part.workspace_bytes + part.kv_bytes;
+        let line = |part: &Part| {
+            let Part { name, pages, most_pages, .. } = part;
+            format!(
+                "{:>11} {name}: {} of weights, {} of work space, {} in {pages} pages of the {most_pages} it could use",
+                bytes(total(part)),
+                bytes(part.weight_bytes),
+                bytes(part.workspace_bytes),
+                bytes(part.kv_bytes),
+            )
+        };
+        let used = self.models.iter().map(total).sum();
+        let both = format!("{:>11} together, of {} that are free", bytes(used), bytes(self.free_bytes));
+        self.models.iter().map(line).chain([both]).collect()
     }
 }

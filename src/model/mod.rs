@@ -13,7 +13,7 @@ mod weights;
 pub use adapter::{Adapter, AdapterRows};
 pub use cache::{KvCache, PAGE, bytes_per_position, pages_for};
 pub use decoder::{Decoder, Workspace, workspace_bytes_per_row};
-pub use memory::MemoryPlan;
+pub use memory::{MemoryPlan, Tenant, divide};
 pub use packed::{Packed, PlacedImage, Run};
 pub use positions::{ImagePlace, Positions};
 pub use tower::{PatchedImage, Tower};

@@ -13,7 +13,8 @@ use pellucid::format::ModelFolder;
 
 /// What a model or an adapter is, what it costs to run, and what is wrong with it
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  pellucid inspect Qwen/Qwen2.5-VL-3B-Instruct --context 8192\n\n\
+#[command(after_help = "Example:\n  pellucid inspect Qwen/Qwen2.5-VL-3B-Instruct --context 8192\n  \
+    pellucid inspect Qwen/Qwen2.5-VL-3B-Instruct --reasoner Qwen/Qwen3-8B --memory 80\n\n\
     Exits with 1 if tensors are missing, misshapen, surplus or not finite.")]
 pub(crate) struct Arguments {
     /// A model or adapter: a folder, or a hub id in the offline cache
@@ -23,6 +24,18 @@ pub(crate) struct Arguments {
     /// Tokens of context to plan memory for
     #[arg(long, value_name = "N", default_value_t = 4096)]
     context: usize,
+
+    /// Plan memory for this model, too, which runs beside it in the same process
+    #[arg(long, value_name = "MODEL")]
+    reasoner: Option<String>,
+
+    /// Completions at work at a time, of each of the two models
+    #[arg(long, value_name = "N", default_value_t = 32, requires = "reasoner")]
+    sequences: usize,
+
+    /// Gibibytes that the two divide [default: what is free]
+    #[arg(long, value_name = "GIB", requires = "reasoner")]
+    memory: Option<f64>,
 
     /// Whether to read every weight in search of NaN and infinity
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = Scan::Auto)]

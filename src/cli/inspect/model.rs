@@ -5,11 +5,11 @@ use super::{
     scan::{NonFinite, non_finite},
 };
 use crate::cli::{
-    Global,
-    memory::Memory,
+    Global, machine,
+    memory::{Memory, Together},
     text::{bytes, count, row},
 };
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use pellucid::{
     Error,
     backend::cpu::Cpu,
@@ -18,7 +18,7 @@ use pellucid::{
         Checkpoint, ModelConfig, ModelFolder, TensorView,
         config::{DecoderConfig, Family, VisionConfig},
     },
-    model::{MemoryPlan, Model, Survey},
+    model::{MemoryPlan, Model, Survey, Tenant, pages_for},
 };
 use serde::Serialize;
 use std::{collections::BTreeSet, fmt};
@@ -36,6 +36,9 @@ struct Report {
     parts: Vec<Share>,
     dtypes: Vec<Share>,
     memory: Memory,
+    /// With the reasoner beside it, if there is to be one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    together: Option<Together>,
     files: Vec<Companion>,
     /// Missing or misshapen tensors.
     faults: Vec<String>,
@@ -109,6 +112,11 @@ pub(super) fn run(folder: &ModelFolder, arguments: &Arguments, global: &Global) 
         parts: shares(&checkpoint, |view| part_of(view.name()).to_owned()),
         dtypes: shares(&checkpoint, |view| format!("{:?}", view.dtype())),
         memory: Memory::of(plan, arguments.context),
+        together: arguments
+            .reasoner
+            .as_ref()
+            .map(|other| together(plan, other, arguments, global))
+            .transpose()?,
         files: companions(folder, &config),
         faults: survey.faults,
         surplus: survey.surplus,
@@ -116,6 +124,29 @@ pub(super) fn run(folder: &ModelFolder, arguments: &Arguments, global: &Global) 
     };
     global.print(&report)?;
     report.verdict()
+}
+
+/// The memory of this model, which takes `plan`, and of one beside it.
+fn together(plan: MemoryPlan, other: &str, arguments: &Arguments, global: &Global) -> Result<Together> {
+    let folder = ModelFolder::find(other)?;
+    let (decoder, context) = (folder.config()?.decoder, arguments.context);
+    let (rows, activation) = (PREFILL_CHUNK.min(context), global.device.activation());
+    let beside = MemoryPlan::new(&decoder, &folder.checkpoint()?, activation, context, rows);
+    let least = pages_for(context);
+    let tenant = |name, plan| Tenant { name, plan, least, most: least * arguments.sequences.max(1) };
+    let free = match arguments.memory {
+        Some(gibibytes) if gibibytes >= 0.0 => (gibibytes * (1u64 << 30) as f64) as u64,
+        Some(gibibytes) => bail!("--memory {gibibytes}: expected a number of gibibytes from 0 up"),
+        None => free_memory(global)?,
+    };
+    Together::plan(&[tenant("captioner", plan), tenant("reasoner", beside)], free)
+}
+
+/// Bytes that are free where it is computed.
+fn free_memory(global: &Global) -> Result<u64> {
+    let own = global.device.open(global.threads)?.free_memory()?;
+    let free = own.or_else(|| machine::Memory::read().map(|memory| memory.available_bytes));
+    free.context("this machine does not say how much memory is free; say it by --memory")
 }
 
 impl Report {
@@ -272,6 +303,7 @@ impl fmt::Display for Report {
             row(f, name, &shares.iter().map(Share::to_string).collect::<Vec<_>>())?;
         }
         row(f, "memory", &self.memory.lines(self.decoder.max_positions))?;
+        row(f, "together", &self.together.iter().flat_map(Together::lines).collect::<Vec<_>>())?;
         let files = self.files.iter().map(|file| format!("{:<23} {}", file.name, file.state));
         row(f, "files", &files.collect::<Vec<_>>())?;
         row(f, "faults", &self.faults)?;
