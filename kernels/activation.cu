@@ -1,12 +1,12 @@
 // Backward of what stands between two linears of an MLP, in place: results of linears become their gradients.
 //
-//   gated_backward     d gate = dout up f'(gate),  d up = dout f(gate)     of out = f(gate) up
+//   gated_backward     d gate = dout up f'(gate),  d up = dout f(gate),  and dout becomes out = f(gate) up
 //   activate_backward  d x = dout f'(x)                                    of out = f(x)
 //
-// in      dout bf16 [n]; function as `enum Ending` numbers them
-// inout   gate, up, x bf16 [n]
+// in      function as `enum Ending` numbers them; activate_backward's dout bf16 [n]
+// inout   gate, up, x, gated_backward's dout bf16 [n]
 // launch  grid (n / 2048), block (256); any n >= 1; 16-byte accesses where a tensor is 16-byte aligned
-// floor   bytes 10n (6n): bound by memory. T = 4096, F = 11008 at 4.3 TB/s: 105 us (63 us)
+// floor   bytes 12n (6n): bound by memory. T = 4096, F = 11008 at 4.3 TB/s: 126 us (63 us)
 // order   none: each element stands alone
 // pair    forward: linear.cu's endings; CPU reference: backend::plain gated_backward, activate_backward; emulated: yes
 #include "common/linear.cuh"
@@ -29,7 +29,7 @@ __device__ __forceinline__ float slope(float x, int function) {
 }
 
 KERNEL void __launch_bounds__(256)
-    gated_backward(__nv_bfloat16* gate, __nv_bfloat16* up, const __nv_bfloat16* dout, int64_t elements, int function) {
+    gated_backward(__nv_bfloat16* gate, __nv_bfloat16* up, __nv_bfloat16* dout, int64_t elements, int function) {
     const int64_t at = (int64_t(blockIdx.x) * 256 + threadIdx.x) * 8;
     if (at >= elements) return;
     const int count = int(min((long long)(elements - at), 8LL));
@@ -39,11 +39,14 @@ KERNEL void __launch_bounds__(256)
     read_values(d, dout + at, count);
 #pragma unroll
     for (int e = 0; e < 8; e++) {
-        y[e] = __fmul_rn(__fmul_rn(d[e], y[e]), slope(x[e], function));
-        x[e] = __fmul_rn(d[e], activate(x[e], function));
+        const float gradient = d[e], activated = activate(x[e], function);
+        d[e] = __fmul_rn(activated, y[e]);
+        y[e] = __fmul_rn(__fmul_rn(gradient, y[e]), slope(x[e], function));
+        x[e] = __fmul_rn(gradient, activated);
     }
     write_values(gate + at, y, count);
     write_values(up + at, x, count);
+    write_values(dout + at, d, count);
 }
 EMU_REGISTER(gated_backward)
 

@@ -323,12 +323,13 @@ pub trait Backend: fmt::Debug + Send + Sync {
         linear: &Linear<'_>,
     ) -> Result<()>;
 
-    /// Of out = f(gate) ∘ up, in place: what the two linears gave becomes its gradient. All `[T, F]`.
+    /// Of out = f(gate) ∘ up, in place: what the two linears gave becomes its gradient, and dout becomes out, which the
+    /// linear behind it needs for its own. All `[T, F]`.
     fn gated_backward(
         &self,
         gate: &mut Tensor,
         up: &mut Tensor,
-        dout: &Tensor,
+        dout: &mut Tensor,
         activation: Activation,
     ) -> Result<()>;
 

@@ -380,7 +380,7 @@ impl<R: Real> Backend for Plain<R> {
         &self,
         gate: &mut Tensor,
         up: &mut Tensor,
-        dout: &Tensor,
+        dout: &mut Tensor,
         activation: Activation,
     ) -> Result<()> {
         backward::gated::<R>(gate, up, dout, activation)

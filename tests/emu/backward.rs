@@ -107,10 +107,10 @@ fn gradients_of_gates_and_activations_agree_with_the_oracle() {
         for function in [Silu, Gelu, GeluTanh, QuickGelu] {
             holds(&format!("{function:?} of {rows} x {columns}"), columns < 2000, |backend, activation| {
                 let of = |seed| put(backend, activation, &[rows, columns], &normal(rows * columns, seed));
-                let (mut gate, mut up, mut x, dout) = (of(1), of(2), of(1), of(3));
-                backend.gated_backward(&mut gate, &mut up, &dout, function).unwrap();
+                let (mut gate, mut up, mut x, mut dout) = (of(1), of(2), of(1), of(3));
                 backend.activate_backward(&mut x, &dout, function).unwrap();
-                vec![gate, up, x]
+                backend.gated_backward(&mut gate, &mut up, &mut dout, function).unwrap();
+                vec![gate, up, x, dout]
             });
         }
     }

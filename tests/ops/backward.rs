@@ -145,10 +145,10 @@ fn pointwise_backward_equals_the_oracle() {
             {
                 compare(&format!("{activation:?} backward {shape:?}"), &backend, |backend, dtype| {
                     let [mut x, mut up, dout] = inputs.each_ref().map(|input| wide(input, dtype));
-                    let mut gate = x.clone();
+                    let (mut gate, mut out) = (x.clone(), dout.clone());
                     backend.activate_backward(&mut x, &dout, activation).unwrap();
-                    backend.gated_backward(&mut gate, &mut up, &dout, activation).unwrap();
-                    vec![x, gate, up]
+                    backend.gated_backward(&mut gate, &mut up, &mut out, activation).unwrap();
+                    vec![x, gate, up, out]
                 });
             }
         }
@@ -553,7 +553,7 @@ fn bad_arguments_are_refused() {
         let result = backend.gather_rows_backward(&mut zeros(&[3, 8]), &x, &indices(&[0, 3]));
         crate::refused(result, &["gather_rows_backward", "rows[1] is 3"]);
         let result =
-            backend.gated_backward(&mut x.clone(), &mut x.clone(), &zeros(&[2, 7]), Activation::Silu);
+            backend.gated_backward(&mut x.clone(), &mut x.clone(), &mut zeros(&[2, 7]), Activation::Silu);
         crate::refused(result, &["gated_backward", "dout", "2 rows of 8"]);
         let result = backend.sq_norm(&mut zeros(&[1]), &[&x, &x]);
         crate::refused(result, &["sq_norm", "out", "[2]"]);

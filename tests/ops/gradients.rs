@@ -130,8 +130,11 @@ fn pointwise_functions() {
         };
         slopes("activate", std::slice::from_ref(&gate), &[&dx], |x| sum_of_products(&applied(&x[0]), &dout));
 
-        let (mut dgate, mut dup) = (gate.clone(), up.clone());
-        oracle.gated_backward(&mut dgate, &mut dup, &dout, activation).unwrap();
+        let (mut dgate, mut dup, mut out) = (gate.clone(), up.clone(), dout.clone());
+        oracle.gated_backward(&mut dgate, &mut dup, &mut out, activation).unwrap();
+        let product: Vec<f64> =
+            applied(&gate).to_f64().iter().zip(up.to_f64()).map(|(f, up)| f * up).collect();
+        assert_eq!(out.to_f64(), product);
         slopes("gated", &[gate, up], &[&dgate, &dup], |inputs| {
             let (f, up, dout) = (applied(&inputs[0]).to_f64(), inputs[1].to_f64(), dout.to_f64());
             f.iter().zip(up).zip(dout).map(|((f, up), dout)| f * up * dout).sum()

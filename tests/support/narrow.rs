@@ -317,13 +317,14 @@ impl<B: Backend> Backend for Narrow<B> {
         &self,
         gate: &mut Tensor,
         up: &mut Tensor,
-        dout: &Tensor,
+        dout: &mut Tensor,
         activation: Activation,
     ) -> Result<()> {
-        let (mut to_gate, mut to_up, dout) = (self.place(gate)?, self.place(up)?, self.put(dout)?);
-        self.inner.gated_backward(&mut to_gate, &mut to_up, &dout, activation)?;
+        let (mut to_gate, mut to_up, mut to_out) = (self.place(gate)?, self.place(up)?, self.place(dout)?);
+        self.inner.gated_backward(&mut to_gate, &mut to_up, &mut to_out, activation)?;
         self.back(gate, &to_gate)?;
-        self.back(up, &to_up)
+        self.back(up, &to_up)?;
+        self.back(dout, &to_out)
     }
 
     fn activate_backward(&self, x: &mut Tensor, dout: &Tensor, activation: Activation) -> Result<()> {

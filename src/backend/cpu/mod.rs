@@ -231,7 +231,7 @@ impl Backend for Cpu {
         &self,
         gate: &mut Tensor,
         up: &mut Tensor,
-        dout: &Tensor,
+        dout: &mut Tensor,
         activation: Activation,
     ) -> Result<()> {
         PLAIN.gated_backward(gate, up, dout, activation)

@@ -21,16 +21,16 @@ pub(super) fn gated_backward<R: Runtime>(
     gpu: &Gpu<R>,
     gate: &mut Tensor,
     up: &mut Tensor,
-    dout: &Tensor,
+    dout: &mut Tensor,
     activation: Activation,
 ) -> Result<()> {
     const OP: &str = "gated_backward";
     check::pointwise_backward(OP, &[("gate", gate), ("up", up), ("dout", dout)])?;
-    for (name, tensor) in [("gate", &*gate), ("up", &*up)] {
+    for (name, tensor) in [("gate", &*gate), ("up", &*up), ("dout", &*dout)] {
         expect_dtype(OP, name, tensor, Dtype::BF16)?;
     }
-    let places = [gpu.target(gate)?, gpu.target(up)?];
-    run(gpu, OP, &places, dout, activation)
+    let places = [gpu.target(gate)?, gpu.target(up)?, gpu.target(dout)?];
+    run(gpu, OP, &places, dout.len(), activation)
 }
 
 /// See [`crate::backend::Backend::activate_backward`].
@@ -43,24 +43,24 @@ pub(super) fn activate_backward<R: Runtime>(
     const OP: &str = "activate_backward";
     check::pointwise_backward(OP, &[("x", x), ("dout", dout)])?;
     expect_dtype(OP, "x", x, Dtype::BF16)?;
-    let places = [gpu.target(x)?];
-    run(gpu, OP, &places, dout, activation)
+    expect_dtype(OP, "dout", dout, Dtype::BF16)?;
+    let places = [gpu.target(x)?, gpu.at(dout)?];
+    run(gpu, OP, &places, dout.len(), activation)
 }
 
 fn run<R: Runtime>(
     gpu: &Gpu<R>,
     op: &'static str,
     places: &[Address],
-    dout: &Tensor,
+    elements: usize,
     activation: Activation,
 ) -> Result<()> {
-    expect_dtype(op, "dout", dout, Dtype::BF16)?;
-    if dout.is_empty() {
+    if elements == 0 {
         return Ok(());
     }
     let mut arguments: Vec<_> = places.iter().map(|&place| At(place)).collect();
-    arguments.extend([At(gpu.at(dout)?), I64(dout.len() as i64), I32(function(activation))]);
-    let blocks = int(op, "blocks of 2048 elements", dout.len().div_ceil(BLOCK))?;
+    arguments.extend([I64(elements as i64), I32(function(activation))]);
+    let blocks = int(op, "blocks of 2048 elements", elements.div_ceil(BLOCK))?;
     let grid = [blocks as u32, 1, 1];
     gpu.launch(&Launch { kernel: op, grid, block: [256, 1, 1], shared: 0, arguments: &arguments })
 }

@@ -303,7 +303,7 @@ impl<R: Runtime> Backend for Gpu<R> {
         &self,
         gate: &mut Tensor,
         up: &mut Tensor,
-        dout: &Tensor,
+        dout: &mut Tensor,
         activation: Activation,
     ) -> Result<()> {
         activation::gated_backward(self, gate, up, dout, activation)

@@ -82,7 +82,7 @@ pub(super) fn linear<R: Real>(
 pub(super) fn gated<R: Real>(
     gate: &mut Tensor,
     up: &mut Tensor,
-    dout: &Tensor,
+    dout: &mut Tensor,
     activation: Activation,
 ) -> Result<()> {
     check::pointwise_backward("gated_backward", &[("gate", gate), ("up", up), ("dout", dout)])?;
@@ -91,8 +91,10 @@ pub(super) fn gated<R: Real>(
         let inputs = || g.iter().zip(&u).zip(&d);
         let dgate: Vec<R> = inputs().map(|((&g, &u), &d)| d * u * slope(g, activation)).collect();
         let dup: Vec<R> = inputs().map(|((&g, _), &d)| d * parts::activate(g, activation)).collect();
+        let out: Vec<R> = inputs().map(|((&g, &u), _)| parts::activate(g, activation) * u).collect();
         store(gate, row * gate.row_len(), &dgate)?;
         store(up, row * up.row_len(), &dup)?;
+        store(dout, row * dout.row_len(), &out)?;
     }
     Ok(())
 }
