@@ -4,17 +4,18 @@
 // that every warp knows them all and takes the same softmax; then warp w weighs its quarter of the value columns.
 //
 // Without `parts` a block takes all splits. With them, block z takes split z alone and leaves its weighted values, greatest
-// score and sum there; the last of a sequence's blocks to finish merges what all have left, in order of splits.
+// score and sum there; the last of a sequence's blocks to finish merges what all have left, in order of splits. Keys that
+// attention_group.cu has been through are left to what it has left.
 //
-// in      p as attention.cu
+// in      p as attention.cu, and with parts p.shared i32 [B] or null, as attention_group.cu
 // out     out bf16 [T, H, D]; lse f32 [T, H] or null
-// work    parts f32 [Z, T, H, WIDTH + 4] or null; tickets i32 [B, G S], zero before and after
+// work    parts f32 [Z, T, H, WIDTH + 8] or null; tickets i32 [B, G S], zero before and after
 // launch  grid (B, G S, Z), Z = 1 without parts, else at least the splits of the longest sequence; block (128), shared
 //         256 (2 WIDTH + 16) + 4608 bytes; the S blocks of a sequence and head take its lines 16 at a time in turn
 // floor   bytes 4GD a key and 4HD a query: bound by memory. 64 sequences of 1024 keys, G = 2, D = 128 at 4.3 TB/s: 16 us
 // order   as attention.cu
 // pair    the same bits: attention.cu; CPU reference: backend::plain paged_attention; emulated: yes
-#include "common/attention.cuh"
+#include "common/parts.cuh"
 
 using namespace attention;
 
@@ -39,35 +40,6 @@ __device__ __forceinline__ void share_scores(float (&all)[TILE / 8][4], const fl
     }
 }
 
-// What a split leaves of a line: WIDTH values, the greatest score, the sum; two more, so that rows are aligned.
-template <int WIDTH>
-struct Parts {
-    static constexpr int PITCH = WIDTH + 4;
-    float* memory;
-    int64_t lines;  // T H
-
-    __device__ __forceinline__ float* of(int split, int at) const { return memory + (split * lines + at) * PITCH; }
-};
-
-template <int WIDTH, int COUNT>
-__device__ __forceinline__ void leave(const Parts<WIDTH>& parts, int split, const Lines& lines, const Sums& total,
-                                      const float (&o)[COUNT][4], int first) {
-    const int t = threadIdx.x % 4 * 2;
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        if (!lines.exists(r)) continue;
-        float* part = parts.of(split, lines.at(r));
-#pragma unroll
-        for (int n = 0; n < COUNT; n++) {
-            if (first + n * 8 >= WIDTH) break;
-            *reinterpret_cast<float2*>(part + first + n * 8 + t) = make_float2(o[n][r * 2], o[n][r * 2 + 1]);
-        }
-        if (first == 0 && t == 0) {
-            *reinterpret_cast<float2*>(part + WIDTH) = make_float2(total.greatest[r], total.sum[r]);
-        }
-    }
-}
-
 // A warp merges the parts of a line, a lane four columns.
 template <int WIDTH>
 __device__ __forceinline__ void merge_parts(const Problem& p, const Sequence& s, int kv_head, int line,
@@ -79,7 +51,7 @@ __device__ __forceinline__ void merge_parts(const Problem& p, const Sequence& s,
 #pragma unroll 4
         for (int split = 0; split < splits; split++) {
             const float* part = parts.of(split, at);
-            const float2 sums = *reinterpret_cast<const float2*>(part + WIDTH);
+            const float2 sums = *reinterpret_cast<const float2*>(part + Parts<WIDTH>::GREATEST);
             const uint4 bits = load_16(part + column);
             const uint32_t values[4] = {bits.x, bits.y, bits.z, bits.w};
             merge(greatest, sum, sums.x, sums.y, keep, add);
@@ -121,11 +93,12 @@ __device__ __forceinline__ void attend(const Problem& p, __nv_bfloat16* out, flo
     const int kv_head = int(blockIdx.y) % p.kv_heads, count = s.queries * p.group, split = int(blockIdx.z);
     const int begin_line = int(blockIdx.y) / p.kv_heads * LINES, stride = int(gridDim.y) / p.kv_heads * LINES;
     const int warp = threadIdx.x / 32, column = warp * COUNT * 8;
+    const int taken = p.shared ? p.shared[blockIdx.x] / TILE : 0;  // tiles that attention_group has been through
 
     for (int first = begin_line; first < count; first += stride) {
         const int seen_by_first = sees(p, s, first), seen_by_last = sees(p, s, min(first + LINES, count) - 1);
-        const int begin = split * SPLIT_TILES, tiles = (seen_by_last + TILE - 1) / TILE;
-        const int end = parts.memory ? min(tiles, begin + SPLIT_TILES) : tiles;
+        const int begin = max(split * SPLIT_TILES, taken), tiles = (seen_by_last + TILE - 1) / TILE;
+        const int end = parts.memory ? min(tiles, (split + 1) * SPLIT_TILES) : tiles;
         if (begin >= end) continue;
         Ring<WIDTH> ring{p, s, memory, kv_head, begin, end};
         ring.start();
@@ -134,6 +107,7 @@ __device__ __forceinline__ void attend(const Problem& p, __nv_bfloat16* out, flo
 
         Sums total, sums;
         float total_o[COUNT][4] = {}, o[COUNT][4] = {};
+        if (begin > split * SPLIT_TILES) resume(parts, split, lines, sums, o, column);
         for (int tile = begin; tile < end; tile++) {
             const uint32_t place = ring.wait(tile);
             float mine[2][4], score[TILE / 8][4], factor[2];
@@ -146,7 +120,7 @@ __device__ __forceinline__ void attend(const Problem& p, __nv_bfloat16* out, flo
         }
         __syncthreads();  // the ring begins anew
         if (parts.memory) {
-            leave(parts, split, lines, total, total_o, column);
+            leave(parts, split, lines, total, total_o, column, true);
         } else {
             write_lines<WIDTH, COUNT>(p, out, lse, lines, total, total_o, column);
         }

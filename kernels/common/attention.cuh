@@ -20,6 +20,7 @@ struct Problem {
     const int* starts;   // [B + 1]
     const int* lengths;  // [B]; null: the queries are the keys
     const int* tables;   // [B, width]; null: keys are packed like queries
+    const int* shared;   // [B]: leading keys that attention_group sees to; null: none
     int width, sequences, kv_heads, group, head_dim, causal;
     float scale;  // times log2(e)
 };

@@ -125,6 +125,7 @@ fn a_shared_prefix_changes_no_bit() {
             (&decoding, 5, 1, 40),
             (&decoding, 12, 2, 16),
             (&decoding, 7, 1, 20),
+            (&decoding, 3, 1, 128),
             (&chunks, 3, 1, 16),
             (&chunks, 14, 2, 64),
         ]

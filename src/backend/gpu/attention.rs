@@ -1,6 +1,7 @@
-//! Attention on a device: `kernels/attention.cu` for many queries, `kernels/attention_split.cu` for few.
+//! Attention on a device: `kernels/attention.cu` for many queries, `kernels/attention_split.cu` for few, and before it
+//! `kernels/attention_group.cu` for what groups of sequences have in common.
 //!
-//! Both give the same bits, so the choice between them is one of speed alone. Where sequences begin and how long they
+//! All ways give the same bits, so the choice between them is one of speed alone. Where sequences begin and how long they
 //! are is on the device; the host knows how many rows, sequences and pages there are, and plans by these.
 
 use super::device::{Gpu, TICKETS, expect_dtype, int};
@@ -11,7 +12,7 @@ use super::{
 };
 use crate::{
     backend::{
-        Pages, SPLIT, Segments,
+        Groups, Pages, SPLIT, Segments,
         check::{self, AttentionSizes},
     },
     error::{Error, Result},
@@ -42,6 +43,7 @@ struct Problem {
     starts: Address,
     lengths: Address,
     tables: Address,
+    shared: Address,
     width: i32,
     sequences: i32,
     kv_heads: i32,
@@ -97,10 +99,24 @@ impl Plan {
 
     /// Bytes of shared memory: two stages of keys and values, and what else the kernel keeps there.
     fn shared(&self) -> usize {
-        let ring = 2 * 2 * TILE * (2 * self.width + 16);
         let scores = FEW_LINES * (TILE + 8) * size_of::<f32>();
         let parked = if self.width == 128 { PARKED * 16 * THREADS } else { 0 };
-        ring + if self.few { scores } else { parked }
+        self.ring() + if self.few { scores } else { parked }
+    }
+
+    fn ring(&self) -> usize {
+        2 * 2 * TILE * (2 * self.width + 16)
+    }
+
+    /// The grid that goes through shared keys before; none where splits leave no parts to go on from, and for heads too
+    /// wide for many lines.
+    fn of_groups(&self, sizes: AttentionSizes, groups: usize) -> Option<[usize; 3]> {
+        let AttentionSizes { rows, heads, kv_heads, .. } = sizes;
+        if !self.few || self.grid[2] == 1 || self.width > 128 || groups == 0 {
+            return None;
+        }
+        let tiles = (rows * (heads / kv_heads)).div_ceil(MANY_LINES * groups); // of a group on average
+        Some([groups, kv_heads * tiles.min((MOST_Y / kv_heads).max(1)), self.grid[2]])
     }
 }
 
@@ -127,7 +143,7 @@ pub(super) fn attention<R: Runtime>(
     expect_dtype(OP, "starts", starts, Dtype::I32)?;
     let sequences = starts.len().saturating_sub(1);
     let problem = Problem { starts: gpu.at(starts)?, causal: causal.into(), ..Problem::zeroed() };
-    run(gpu, OP, out, lse, [q, k, v], sizes, sequences, None, scale, problem)
+    run(gpu, OP, out, lse, [q, k, v], sizes, sequences, None, None, scale, problem)
 }
 
 /// See [`crate::backend::Backend::paged_attention`].
@@ -162,7 +178,8 @@ pub(super) fn paged_attention<R: Runtime>(
         ..Problem::zeroed()
     };
     let keys = Some(width * TILE);
-    run(gpu, OP, out, lse, [q, k_pool, v_pool], sizes, pages.lengths.len(), keys, scale, problem)
+    let sequences = pages.lengths.len();
+    run(gpu, OP, out, lse, [q, k_pool, v_pool], sizes, sequences, keys, pages.groups, scale, problem)
 }
 
 /// Fills in the rest of a problem and launches what solves it.
@@ -176,6 +193,7 @@ fn run<R: Runtime>(
     sizes: AttentionSizes,
     sequences: usize,
     keys: Option<usize>,
+    groups: Option<Groups<'_>>,
     scale: f32,
     problem: Problem,
 ) -> Result<()> {
@@ -208,21 +226,31 @@ fn run<R: Runtime>(
         ..problem
     };
     int(op, "rows times heads", rows * heads)?;
-    let problem = Struct(bytemuck::bytes_of(&problem).to_vec());
-    let (out, lse) = (At(gpu.target(out)?), At(lse.map_or(Ok(Address(0)), |lse| gpu.target(lse))?));
-    let launch = |arguments: &[Argument]| {
-        let (kernel, grid, block) =
-            (&*plan.kernel(), plan.grid.map(|side| side as u32), [THREADS as u32, 1, 1]);
-        gpu.launch(&Launch { kernel, grid, block, shared: plan.shared() as u32, arguments })
+    let launch = |kernel: String, grid: [usize; 3], shared: usize, arguments: &[Argument]| {
+        let (grid, block) = (grid.map(|side| side as u32), [THREADS as u32, 1, 1]);
+        gpu.launch(&Launch { kernel: &kernel, grid, block, shared: shared as u32, arguments })
     };
+    let of = |problem: &Problem| Struct(bytemuck::bytes_of(problem).to_vec());
+    let (out, lse) = (At(gpu.target(out)?), At(lse.map_or(Ok(Address(0)), |lse| gpu.target(lse))?));
     if !plan.few {
-        return launch(&[out, lse, problem]);
+        return launch(plan.kernel(), plan.grid, plan.shared(), &[out, lse, of(&problem)]);
     }
     let splits = plan.grid[2];
-    let shape = [splits, rows, heads, plan.width + 4];
+    let shape = [splits, rows, heads, plan.width + 8];
     let parts = if splits > 1 { Some(gpu.temporary(Dtype::F32, &shape)?) } else { None };
     let (parts, tickets) = (At(gpu.at_or_null(parts.as_ref())?), At(gpu.tickets()?));
-    launch(&[out, lse, parts, tickets, I32(rows as i32), problem])
+    let groups = groups.map(|groups| (groups, plan.of_groups(sizes, groups.starts.len().saturating_sub(1))));
+    let problem = match groups {
+        Some((Groups { starts, shared }, Some(grid))) => {
+            let problem = Problem { shared: gpu.at(shared)?, ..problem };
+            let arguments = [parts.clone(), At(gpu.at(starts)?), I32(rows as i32), of(&problem)];
+            launch(format!("attention_group_{}", plan.width), grid, plan.ring(), &arguments)?;
+            problem
+        }
+        _ => problem,
+    };
+    let arguments = [out, lse, parts, tickets, I32(rows as i32), of(&problem)];
+    launch(plan.kernel(), plan.grid, plan.shared(), &arguments)
 }
 
 #[cfg(test)]
@@ -248,6 +276,25 @@ mod tests {
         assert_eq!(plan(129, 16, 2, 64, Some(1024)), many([80, 2, 1]));
         assert_eq!(plan(20, 16, 2, 1, Some(1024)), few([1, 20, 4]), "a short suffix keeps a device busy");
         assert_eq!(plan(20, 16, 2, 1, None), many([3, 2, 1]), "nobody knows how many keys there are");
+    }
+
+    #[test]
+    fn groups_are_gone_through_where_parts_are_left() {
+        let sizes = |rows, heads, kv_heads, head_dim| AttentionSizes { rows, heads, kv_heads, head_dim };
+        let of = |sizes: AttentionSizes, keys, groups| {
+            let plan = Plan::new("paged_attention", sizes, sizes.rows, Some(keys));
+            plan.expect("these sizes have a kernel").of_groups(sizes, groups)
+        };
+        assert_eq!(
+            of(sizes(128, 16, 2, 128), 800, 16),
+            Some([16, 2, 4]),
+            "8 members of 8 heads are a block's lines"
+        );
+        assert_eq!(of(sizes(128, 16, 2, 128), 800, 8), Some([8, 4, 4]), "16 of them are two blocks'");
+        assert_eq!(of(sizes(8, 16, 2, 128), 256, 1), None, "one split leaves nothing");
+        assert_eq!(of(sizes(8, 16, 2, 256), 800, 1), None, "wide heads take few lines");
+        assert_eq!(of(sizes(1000, 16, 2, 128), 800, 1), None, "enough blocks as it is");
+        assert_eq!(of(sizes(8, 16, 2, 128), 800, 0), None);
     }
 
     #[test]
