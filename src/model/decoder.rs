@@ -5,7 +5,7 @@ use super::adapter::{AdapterRows, Projection, check_rows, lora_rows};
 use super::cache::KvCache;
 use super::packed::{Packed, Run, place_images};
 use super::positions::{axes, decoder_rope};
-use super::weights::{Bias, LinearWeights, Loader};
+use super::weights::{Bias, LinearWeights, Loader, Origin};
 use crate::backend::{Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProbs, Rope};
 use crate::error::{Error, Result};
 use crate::format::config::DecoderConfig;
@@ -55,7 +55,7 @@ impl Decoder {
         let (hidden, vocab) = (config.hidden, config.vocab);
         let head_name = format!("{head}.weight");
         // A head in the file has the last word over what the config says about tying.
-        let head = match loader.checkpoint.contains(&head_name) || !config.tied_head {
+        let head = match loader.contains(&head_name) || !config.tied_head {
             true => Some(loader.matrix(&head_name, &[vocab, hidden])?),
             false => None,
         };
@@ -69,6 +69,16 @@ impl Decoder {
             rope: decoder_rope(loader.backend, config)?,
             config: config.clone(),
         })
+    }
+
+    /// A decoder whose tensors are made rather than read: `make` gives each on the host, by its name and shape.
+    pub fn made(
+        backend: &dyn Backend,
+        config: &DecoderConfig,
+        make: &dyn Fn(&str, &[usize]) -> Result<Tensor>,
+    ) -> Result<Self> {
+        let loader = Loader { origin: Origin::Made(make), backend, dtype: None };
+        Decoder::load(&loader, config, "model.", "lm_head")
     }
 
     /// The shape of the decoder.

@@ -25,7 +25,7 @@ use crate::format::adapter::Adapter as AdapterFile;
 use crate::format::config::{ModelConfig, VisionConfig};
 use crate::tensor::{Dtype, Tensor};
 use std::{cell::RefCell, path::Path, sync::Arc};
-use weights::Loader;
+use weights::{Loader, Origin};
 
 /// A model on a backend.
 #[derive(Debug)]
@@ -69,7 +69,7 @@ impl Model {
             plan.check(free)?;
         }
         checkpoint.prefetch();
-        let loader = Loader { checkpoint: &checkpoint, backend: &*backend, dtype, faults: None };
+        let loader = Loader { origin: Origin::Files(&checkpoint), backend: &*backend, dtype };
         let (decoder, tower) = assemble(&loader, &config)?;
         let surplus = surplus(&checkpoint);
         if let Some(first) = surplus.first() {
@@ -86,7 +86,7 @@ impl Model {
     /// Compares a checkpoint with its config without loading it.
     pub fn survey(config: &ModelConfig, checkpoint: &Checkpoint, backend: &dyn Backend) -> Result<Survey> {
         let faults = RefCell::default();
-        assemble(&Loader { checkpoint, backend, dtype: None, faults: Some(&faults) }, config)?;
+        assemble(&Loader { origin: Origin::Survey(checkpoint, &faults), backend, dtype: None }, config)?;
         Ok(Survey { faults: faults.into_inner(), surplus: surplus(checkpoint) })
     }
 
@@ -141,11 +141,10 @@ const DECODERS: [(&str, &str); 5] = [
 ];
 
 fn assemble(loader: &Loader<'_>, config: &ModelConfig) -> Result<(Decoder, Option<Tower>)> {
-    let holds =
-        |(prefix, _): &&(&str, &str)| loader.checkpoint.contains(&format!("{prefix}embed_tokens.weight"));
+    let holds = |(prefix, _): &&(&str, &str)| loader.contains(&format!("{prefix}embed_tokens.weight"));
     let (prefix, head) = DECODERS.iter().find(holds).ok_or_else(|| {
         let what = "no language model: no tensor is called embed_tokens.weight under any known prefix";
-        Error::file(loader.checkpoint.listing(), what)
+        Error::file(loader.listing(), what)
     })?;
     let decoder = Decoder::load(loader, &config.decoder, prefix, head)?;
     let tower = config.vision.as_ref().map(|vision| Tower::load(loader, vision, config.decoder.hidden));

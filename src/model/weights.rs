@@ -10,7 +10,7 @@ use crate::format::{Checkpoint, FileDtype, TensorView};
 use crate::tensor::{Dtype, Tensor, byte_length};
 use half::f16;
 use memmap2::MmapOptions;
-use std::{cell::RefCell, sync::Arc};
+use std::{cell::RefCell, path::Path, sync::Arc};
 
 /// A weight matrix `[N, K]` and its bias `[N]`.
 #[derive(Debug)]
@@ -46,26 +46,40 @@ impl From<bool> for Bias {
     }
 }
 
-/// Brings tensors of one checkpoint to one backend.
+/// Brings tensors from one place to one backend.
 pub(crate) struct Loader<'a> {
-    pub(crate) checkpoint: &'a Checkpoint,
+    pub(crate) origin: Origin<'a>,
     pub(crate) backend: &'a dyn Backend,
-    /// The dtype asked for matrices; none keeps the file's.
+    /// The dtype asked for matrices; none keeps the one they come in.
     pub(crate) dtype: Option<Dtype>,
-    /// When surveying: where faults are noted, while stand-ins take the place of tensors.
-    pub(crate) faults: Option<&'a RefCell<Vec<String>>>,
+}
+
+/// Where tensors come from.
+#[derive(Clone, Copy)]
+pub(crate) enum Origin<'a> {
+    /// A checkpoint's files.
+    Files(&'a Checkpoint),
+    /// Nowhere: stand-ins take their place, and what is wrong with the files is noted.
+    Survey(&'a Checkpoint, &'a RefCell<Vec<String>>),
+    /// They are made by name and shape, on the host.
+    Made(&'a dyn Fn(&str, &[usize]) -> Result<Tensor>),
 }
 
 impl Loader<'_> {
     /// A matrix (or any weight that is multiplied with activations) of the given shape.
     pub(crate) fn matrix(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let view = match self.find(name, shape)? {
-            Found::View(view) => view,
-            Found::StandIn(tensor) => return Ok(tensor),
-        };
-        let held = if view.dtype() == FileDtype::BF16 { Dtype::BF16 } else { Dtype::F32 };
-        let dtype = self.backend.matrix(self.dtype.unwrap_or(held));
-        self.backend.upload(host_tensor(&view, dtype)?)
+        let dtype = |held| self.backend.matrix(self.dtype.unwrap_or(held));
+        match self.find(name, shape)? {
+            Found::View(view) => {
+                let held = if view.dtype() == FileDtype::BF16 { Dtype::BF16 } else { Dtype::F32 };
+                self.backend.upload(host_tensor(&view, dtype(held))?)
+            }
+            Found::StandIn(tensor) => Ok(tensor),
+            Found::Made(tensor) => {
+                let dtype = dtype(tensor.dtype());
+                self.backend.upload(tensor.converted(dtype)?)
+            }
+        }
     }
 
     /// A vector in the activation dtype.
@@ -78,16 +92,39 @@ impl Loader<'_> {
         match self.find(name, shape)? {
             Found::View(view) => host_tensor(&view, self.backend.activation()),
             Found::StandIn(tensor) => Ok(tensor),
+            Found::Made(tensor) => tensor.converted(self.backend.activation()),
+        }
+    }
+
+    /// Whether files have a tensor of this name.
+    pub(crate) fn contains(&self, name: &str) -> bool {
+        self.files().is_some_and(|checkpoint| checkpoint.contains(name))
+    }
+
+    /// The file that lists the tensors, for messages.
+    pub(crate) fn listing(&self) -> &Path {
+        self.files().map_or(Path::new("memory"), Checkpoint::listing)
+    }
+
+    fn files(&self) -> Option<&Checkpoint> {
+        match self.origin {
+            Origin::Files(checkpoint) | Origin::Survey(checkpoint, _) => Some(checkpoint),
+            Origin::Made(_) => None,
         }
     }
 
     fn find(&self, name: &str, shape: &[usize]) -> Result<Found> {
-        let view = self.checkpoint.view(name).and_then(|view| view.shaped(shape));
-        let Some(faults) = self.faults else { return view.map(Found::View) };
-        if let Err(fault) = view {
-            faults.borrow_mut().push(fault.to_string());
+        let view = |checkpoint: &Checkpoint| checkpoint.view(name).and_then(|view| view.shaped(shape));
+        match self.origin {
+            Origin::Files(checkpoint) => view(checkpoint).map(Found::View),
+            Origin::Survey(checkpoint, faults) => {
+                if let Err(fault) = view(checkpoint) {
+                    faults.borrow_mut().push(fault.to_string());
+                }
+                stand_in(shape).map(Found::StandIn)
+            }
+            Origin::Made(make) => make(name, shape).map(Found::Made),
         }
-        stand_in(shape).map(Found::StandIn)
     }
 
     /// `module.weight` `[outputs, inputs]` and, if it has one, `module.bias`.
@@ -129,6 +166,7 @@ impl Loader<'_> {
 enum Found {
     View(TensorView),
     StandIn(Tensor),
+    Made(Tensor),
 }
 
 /// Zeros that take no memory until somebody reads them.

@@ -65,7 +65,7 @@ const TRANSFORMERS: Names = Names {
 
 impl InternVitTower {
     pub(super) fn load(loader: &Loader<'_>, config: &InternVit, out_hidden: usize) -> Result<Self> {
-        let original = loader.checkpoint.contains("vision_model.embeddings.class_embedding");
+        let original = loader.contains("vision_model.embeddings.class_embedding");
         let (names, prefix) = match original {
             true => (&ORIGINAL, "vision_model."),
             false => {

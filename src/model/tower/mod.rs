@@ -52,10 +52,10 @@ impl Tower {
 
 /// The first prefix under which the checkpoint holds `probe`.
 fn prefix_of<'a>(loader: &Loader<'_>, prefixes: &[&'a str], probe: &str) -> Result<&'a str> {
-    let found = prefixes.iter().find(|prefix| loader.checkpoint.contains(&format!("{prefix}{probe}")));
+    let found = prefixes.iter().find(|prefix| loader.contains(&format!("{prefix}{probe}")));
     found.copied().ok_or_else(|| {
         Error::file(
-            loader.checkpoint.listing(),
+            loader.listing(),
             format!("no image tower: {probe} is missing under each of {}", prefixes.join(", ")),
         )
     })
