@@ -396,6 +396,49 @@ fn kernels_are_timed_and_their_record_compares_with_itself() {
     assert!(ratios["ratios"].as_array().unwrap().iter().all(|ratio| ratio["b_over_a"] == 1.0));
 }
 
+/// Whole passes of the tiny shape: bytes and operations are its weights, keys and values, counted by hand.
+#[test]
+fn passes_are_timed_beside_what_they_must_read() {
+    // Three blocks of width 128: queries and outputs 128, keys and values 64, three of 256; 512 ids.
+    let blocks = 3 * 128 * (2 * 128 + 2 * 64 + 3 * 256);
+    let head = 512 * 128;
+    let kv = 2 * 3 * 64 * 2; // of a token, in bf16
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("passes.json");
+    let file = file.to_str().unwrap();
+    let decode = ["bench", "decode", "--shapes", "tiny", "--batch", "1,3", "--context", "70", "--out", file];
+    let prefill = ["bench", "prefill", "--shapes", "tiny", "--tokens", "5"];
+    let record = pellucid(&[&decode[..], &["--json"]].concat()).json();
+    let of_five = pellucid(&[&prefill[..], &["--json"]].concat()).json();
+    let timings = record["kernels"].as_array().unwrap().iter().chain(of_five["kernels"].as_array().unwrap());
+    let pairs = |tokens: u64| 4 * tokens * 128 * 3;
+    for (timing, (name, tokens, bytes, flops)) in timings.zip([
+        ("decode tiny B=1 keys=70", 1, 70 * kv, 2 * (blocks + head) + pairs(70)),
+        ("decode tiny B=3 keys=70", 3, 3 * 70 * kv, 3 * (2 * (blocks + head) + pairs(70))),
+        ("prefill tiny T=5", 5, 5 * kv, 2 * (5 * blocks + head) + pairs(15)),
+    ]) {
+        let number = |name: &str| timing[name].as_f64().unwrap();
+        assert_eq!(timing["name"], name);
+        assert_eq!((number("bytes"), number("flops")), ((2 * (blocks + head) + bytes) as f64, flops as f64));
+        let rate = 1e6 * f64::from(tokens) / number("us");
+        assert!((number("tokens_per_second") / rate - 1.0).abs() < 1e-9 && number("share_of_floor") > 0.0);
+    }
+    let ratios = pellucid(&["bench", "compare", file, file, "--json"]).json();
+    assert_eq!(ratios["ratios"].as_array().unwrap().len(), 2);
+    for (more, words) in [
+        (["--batch", "0"], "at least 1"),
+        (["--batch", "99999999999"], "are needed and"),
+        (["--context", "99999999999999999"], "are needed and"),
+    ] {
+        pellucid(&[&["bench", "decode", "--shapes", "tiny"][..], &more].concat()).fails_with(&[words]);
+    }
+    let model = ["bench", "decode", "--model", "tests/golden/qwen2/model", "--batch", "2", "--context", "9"];
+    assert_eq!(
+        pellucid(&[&model[..], &["--json"]].concat()).json()["kernels"][0]["name"],
+        "decode model B=2 keys=9"
+    );
+}
+
 /// What peers write, with what differs named and nothing failing for it.
 #[test]
 fn compare_matches_by_shape_and_names_what_differs() {

@@ -8,9 +8,8 @@ use super::super::{
     Global,
     device::Device,
     kernels::{Call, Case, Selection, Then, Work, table},
-    machine::Processor,
 };
-use super::record::{self, Ceilings, Record, Timing};
+use super::record::{Ceilings, Record, Timing};
 use anyhow::{Result, bail};
 use pellucid::backend::{Backend, cpu::Cpu};
 use serde_json::json;
@@ -65,18 +64,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
         bail!("the emulator's time says nothing about a device: measure on cpu, or on a device");
     }
     let backend = global.device.open(global.threads)?;
-    let processor = Processor::read();
-    let mut record = Record {
-        date: record::now(),
-        commit: record::commit(),
-        cpu: processor.model.unwrap_or_else(|| "unknown".into()),
-        threads: global.threads.unwrap_or(processor.cores),
-        device: backend.describe(),
-        note: arguments.note.clone(),
-        load_before: record::load(),
-        ceilings: ceilings(&*backend, global)?,
-        kernels: Vec::new(),
-    };
+    let mut record = Record::begin(&*backend, global, &arguments.note, ceilings(&*backend, global)?);
     let mut out = stdout().lock();
     if !global.json {
         writeln!(out, "{}\n{}\n{HEADING}", record.device, record.ceilings)?;
@@ -130,7 +118,7 @@ fn list(cases: &[Case], global: &Global) -> Result<()> {
 }
 
 /// The best that reading and multiplying do here.
-fn ceilings(backend: &dyn Backend, global: &Global) -> Result<Ceilings> {
+pub(super) fn ceilings(backend: &dyn Backend, global: &Global) -> Result<Ceilings> {
     if global.device == Device::Cpu {
         let ceilings = Cpu::new(global.threads)?.ceilings(3)?;
         return Ok(Ceilings {
@@ -156,23 +144,7 @@ fn ceilings(backend: &dyn Backend, global: &Global) -> Result<Ceilings> {
 fn time(case: &Case, seed: u64, backend: &dyn Backend, ceilings: &Ceilings) -> Result<Timing> {
     let (samples, copies) = samples(case, seed, backend)?;
     let work = case.work(backend.activation().size());
-    let seconds = samples[samples.len() / 2];
-    let floor = work.floor(ceilings.bytes_per_second, ceilings.flops_per_second);
-    Ok(Timing {
-        side: "pellucid".into(),
-        name: case.to_string(),
-        us: 1e6 * seconds,
-        us_fastest: 1e6 * samples[0],
-        us_slowest: 1e6 * samples[samples.len() - 1],
-        samples: samples.len(),
-        copies,
-        bytes: work.bytes,
-        flops: work.flops,
-        gigabytes_per_second: work.bytes / seconds / 1e9,
-        teraflops_per_second: work.flops / seconds / 1e12,
-        floor_us: 1e6 * floor,
-        share_of_floor: floor / seconds,
-    })
+    Ok(Timing::of(case.to_string(), samples, copies, work, ceilings))
 }
 
 /// Seconds of a call, from the fastest round to the slowest, and how many copies of its arguments took turns.

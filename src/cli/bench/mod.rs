@@ -2,7 +2,9 @@
 
 mod compare;
 mod kernels;
+mod passes;
 mod record;
+mod shapes;
 
 use super::Global;
 use anyhow::Result;
@@ -17,12 +19,16 @@ pub(crate) struct Arguments {
 #[derive(Debug, clap::Subcommand)]
 enum What {
     Kernels(kernels::Arguments),
+    Decode(passes::DecodeArguments),
+    Prefill(passes::PrefillArguments),
     Compare(compare::Arguments),
 }
 
 pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     match &arguments.what {
         What::Kernels(arguments) => kernels::run(arguments, global),
+        What::Decode(arguments) => passes::decode(arguments, global),
+        What::Prefill(arguments) => passes::prefill(arguments, global),
         What::Compare(arguments) => compare::run(arguments, global),
     }
 }

@@ -1,6 +1,8 @@
-//! A record of kernel timings, as `bench kernels` and `benches/peers/kernels.py` write it and `bench compare` reads it.
+//! A record of timings, as `bench kernels`, `decode` and `prefill` and `benches/peers/kernels.py` write it and `bench compare` reads it.
 
+use super::super::{Global, kernels::Work, machine::Processor};
 use anyhow::{Context, Result, ensure};
+use pellucid::backend::Backend;
 use serde::{Deserialize, Serialize};
 use std::{
     fs,
@@ -35,7 +37,7 @@ pub(super) struct Ceilings {
     pub(super) by: String,
 }
 
-/// One op at one shape.
+/// One op, or a whole pass, at one shape.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Timing {
     /// Who computed: `pellucid`, or a peer by name.
@@ -55,9 +57,64 @@ pub(super) struct Timing {
     /// What bytes and operations take at the ceilings, the slower of the two.
     pub(super) floor_us: f64,
     pub(super) share_of_floor: f64,
+    /// Of a whole pass: tokens it ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) tokens_per_second: Option<f64>,
+}
+
+impl Timing {
+    /// One of ours, of seconds in any order.
+    pub(super) fn of(
+        name: String,
+        mut samples: Vec<f64>,
+        copies: usize,
+        work: Work,
+        ceilings: &Ceilings,
+    ) -> Timing {
+        samples.sort_by(f64::total_cmp);
+        let seconds = samples[samples.len() / 2];
+        let floor = work.floor(ceilings.bytes_per_second, ceilings.flops_per_second);
+        Timing {
+            side: "pellucid".into(),
+            name,
+            us: 1e6 * seconds,
+            us_fastest: 1e6 * samples[0],
+            us_slowest: 1e6 * samples[samples.len() - 1],
+            samples: samples.len(),
+            copies,
+            bytes: work.bytes,
+            flops: work.flops,
+            gigabytes_per_second: work.bytes / seconds / 1e9,
+            teraflops_per_second: work.flops / seconds / 1e12,
+            floor_us: 1e6 * floor,
+            share_of_floor: floor / seconds,
+            tokens_per_second: None,
+        }
+    }
+
+    /// The same, of a pass over so many tokens.
+    pub(super) fn over(self, tokens: usize) -> Timing {
+        Timing { tokens_per_second: Some(1e6 * tokens as f64 / self.us), ..self }
+    }
 }
 
 impl Record {
+    /// A record without timings yet.
+    pub(super) fn begin(backend: &dyn Backend, global: &Global, note: &str, ceilings: Ceilings) -> Record {
+        let processor = Processor::read();
+        Record {
+            date: now(),
+            commit: commit(),
+            cpu: processor.model.unwrap_or_else(|| "unknown".into()),
+            threads: global.threads.unwrap_or(processor.cores),
+            device: backend.describe(),
+            note: note.to_owned(),
+            load_before: load(),
+            ceilings,
+            kernels: Vec::new(),
+        }
+    }
+
     pub(super) fn read(path: &Path) -> Result<Record> {
         let name = path.display();
         let text = fs::read_to_string(path).with_context(|| format!("{name}: cannot read it"))?;
@@ -79,7 +136,7 @@ impl Record {
 }
 
 /// Now, in UTC.
-pub(super) fn now() -> String {
+fn now() -> String {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     date(since.as_secs())
 }
@@ -99,7 +156,7 @@ fn date(seconds: u64) -> String {
 }
 
 /// The repository's commit, if this runs in one.
-pub(super) fn commit() -> Option<String> {
+fn commit() -> Option<String> {
     let git = |arguments: &[&str]| {
         let output = Command::new("git").args(arguments).output().ok().filter(|run| run.status.success())?;
         String::from_utf8(output.stdout).ok()
@@ -110,7 +167,7 @@ pub(super) fn commit() -> Option<String> {
 }
 
 /// Processes that wanted to run during the last minute: timings beside others mean little.
-pub(super) fn load() -> Option<f64> {
+fn load() -> Option<f64> {
     fs::read_to_string("/proc/loadavg").ok()?.split(' ').next()?.parse().ok()
 }
 

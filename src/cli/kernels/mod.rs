@@ -18,5 +18,6 @@ pub(super) use arguments::Argument;
 pub(super) use call::Call;
 pub(super) use case::{Case, Then};
 pub(super) use floor::Work;
+pub(super) use random::tensor as random;
 pub(super) use selection::Selection;
 pub(super) use table::table;

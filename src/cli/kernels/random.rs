@@ -24,7 +24,7 @@ fn normal(seed: u64, at: usize) -> f32 {
 }
 
 /// A bf16 tensor of roughly normal numbers with this deviation.
-pub(super) fn tensor(seed: u64, shape: &[usize], deviation: f32) -> Result<Tensor> {
+pub(crate) fn tensor(seed: u64, shape: &[usize], deviation: f32) -> Result<Tensor> {
     let mut out = Tensor::zeros(Dtype::BF16, shape)?;
     let number = |(at, value): (usize, &mut bf16)| *value = bf16::from_f32(normal(seed, at) * deviation);
     out.as_mut_slice::<bf16>()?.par_iter_mut().enumerate().with_min_len(1 << 14).for_each(number);
