@@ -1,0 +1,3 @@
+//! What is asked and what is right: the grading of answers.
+
+pub mod verify;
