@@ -516,3 +516,64 @@ fn every_kernel_passes_the_selftest_on_the_emulated_device() {
     assert_eq!((refused.code, refused.stdout.as_str()), (Some(1), ""));
     assert!(refused.stderr.contains("says nothing about a device"), "{}", refused.stderr);
 }
+
+#[test]
+fn verify_grades_one_answer() {
+    for (arguments, code, out) in [
+        (&["--pred", "1/2", "--gold", "0.5"][..], 0, "right by rule float, answer \"1/2\"\n"),
+        (&["--pred", "so \\boxed{-3}", "--gold", "-3"], 0, "right by rule identical, answer \"-3\"\n"),
+        (
+            &["--pred", "30", "--gold", "B", "--choices", "30", "45"],
+            0,
+            "wrong by rule choice_content, answer \"30\"\n",
+        ),
+        (
+            &["--pred", "104", "--gold", "100", "--answer-type", "float", "--rel-tol", "0.05"],
+            0,
+            "right by rule float, answer \"104\"\n",
+        ),
+        (&["--pred", "It is 7", "--gold", "7", "--lenient"], 0, "right by rule identical, answer \"7\"\n"),
+        (&["--pred", "7", "--gold", "\\frac{1"], 1, ""),
+        (&["--pred", "7"], 2, ""),
+        (&["--pred", "7", "--gold", "7", "--answer-type", "prose"], 2, ""),
+    ] {
+        let run = pellucid(&[&["verify"], arguments].concat());
+        assert_eq!((run.code, run.stdout.as_str()), (Some(code), out), "{arguments:?}: {}", run.stderr);
+    }
+    let json = pellucid(&["verify", "--pred", "50%", "--gold", "0.5", "--json"]).json();
+    assert_eq!(json, serde_json::json!({"verdict": 1, "extracted": "50%", "rule": "percent"}));
+}
+
+#[test]
+fn verify_grades_a_file_and_lists_its_invalid_golds() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("answers.jsonl");
+    let lines = [
+        r#"{"response": "\\boxed{7}", "gold": 7}"#,
+        "",
+        r#"{"response": "7", "gold": "7"}"#,
+        r#"{"response": "\\boxed{B}", "gold": "30", "choices": [20, 30]}"#,
+        r#"{"response": "\\boxed{7}", "gold": "\\frac{7"}"#,
+    ];
+    std::fs::write(&file, lines.join("\n")).unwrap();
+    let run = pellucid(&["verify", "--input", file.to_str().unwrap()]);
+    let wanted = [
+        r#"{"verdict":1,"extracted":"7","rule":"identical"}"#,
+        r#"{"verdict":0,"extracted":null,"rule":"no_answer"}"#,
+        r#"{"verdict":1,"extracted":"B","rule":"choice"}"#,
+        r#"{"verdict":"invalid_gold","extracted":"7","rule":"invalid_gold"}"#,
+    ];
+    assert_eq!((run.code, run.stdout.lines().collect::<Vec<_>>()), (Some(0), wanted.to_vec()));
+    assert!(
+        run.stderr.contains("line 5: gold") && run.stderr.contains("4 graded, 2 right, 1 with"),
+        "{}",
+        run.stderr
+    );
+    let summary = pellucid(&["verify", "--input", file.to_str().unwrap(), "--json"]).json();
+    assert_eq!((&summary["right"], &summary["invalid_gold"][0]["line"]), (&Value::from(2), &Value::from(5)));
+    assert_eq!(summary["rules"]["choice"], 1);
+    std::fs::write(&file, "{\"response\": 3}").unwrap();
+    let run = pellucid(&["verify", "--input", file.to_str().unwrap()]);
+    assert_eq!(run.code, Some(1));
+    assert!(run.stderr.contains("answers.jsonl line 1"), "{}", run.stderr);
+}

@@ -19,6 +19,7 @@ mod sampling;
 mod score;
 mod selftest;
 mod text;
+mod verify;
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -42,6 +43,7 @@ enum Verb {
     Generate(generate::Arguments),
     Rollout(rollout::Arguments),
     Score(score::Arguments),
+    Verify(verify::Arguments),
     Selftest(selftest::Arguments),
     Bench(bench::Arguments),
 }
@@ -116,6 +118,7 @@ fn run(command_line: &CommandLine) -> Result<()> {
         Verb::Generate(arguments) => generate::run(arguments, global),
         Verb::Rollout(arguments) => rollout::run(arguments, global),
         Verb::Score(arguments) => score::run(arguments, global),
+        Verb::Verify(arguments) => verify::run(arguments, global),
         Verb::Selftest(arguments) => selftest::run(arguments, global),
         Verb::Bench(arguments) => bench::run(arguments, global),
         Verb::Inspect(arguments) => inspect::run(arguments, global),

@@ -65,6 +65,10 @@ impl Place {
     pub(crate) fn new(file: &Path, line: u64) -> Self {
         Place { file: file.to_owned(), line }
     }
+
+    pub(crate) fn line(&self) -> u64 {
+        self.line
+    }
 }
 
 impl fmt::Display for Place {
