@@ -247,8 +247,8 @@ impl<E: Operand> Problem<'_, E> {
             if items.len() >= 2 * cpu.threads {
                 // Enough items: each walks its splits.
                 cpu.map(items.iter().zip(outs).collect(), |(item, out)| {
-                    let mut all = Partial::empty(item.queries.len() * group, head_dim);
-                    for split in 0..item.splits() {
+                    let mut all = part(item, 0);
+                    for split in 1..item.splits() {
                         let next = part(item, split);
                         isa.run(#[inline(always)] || all.merge(&next));
                     }
@@ -258,13 +258,14 @@ impl<E: Operand> Problem<'_, E> {
                 // Few items: their splits are shared out, and merged here.
                 let pieces = items.iter().flat_map(|item| (0..item.splits()).map(move |split| (item, split)));
                 let parts = cpu.map(pieces.collect(), |(item, split)| part(item, split));
-                let mut parts = parts.iter();
+                let mut parts = parts.into_iter();
                 items
                     .iter()
                     .zip(outs)
                     .map(|(item, out)| {
-                        let mut all = Partial::empty(item.queries.len() * group, head_dim);
-                        parts.by_ref().take(item.splits()).for_each(|part| all.merge(part));
+                        let mut own = parts.by_ref().take(item.splits());
+                        let mut all = own.next().expect("a query sees a key");
+                        own.for_each(|part| all.merge(&part));
                         finish(&all, out)
                     })
                     .collect()

@@ -81,9 +81,9 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    fn prefetch<T>(self, from: &T) {
+    fn prefetch<T>(self, from: *const T) {
         // SAFETY: a prefetch reads nothing, wherever it points.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(from).cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
     }
 
     #[inline(always)]

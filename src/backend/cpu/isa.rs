@@ -38,8 +38,8 @@ pub(super) trait Isa: Copy + Send + Sync {
     fn store(self, lanes: Self::Lanes, to: &mut [f32; LANES]);
     /// a·b + c, fused where the instruction set fuses.
     fn multiply_add(self, a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes;
-    /// Starts to bring memory into the first cache; only a hint.
-    fn prefetch<T>(self, from: &T);
+    /// Starts to bring memory into the first cache; only a hint, and harmless wherever it points.
+    fn prefetch<T>(self, from: *const T);
     /// 32 consecutive values.
     fn pairs(self, from: &[bf16; 2 * LANES]) -> Self::Pairs;
     /// Adds to each lane the two products of its pair.

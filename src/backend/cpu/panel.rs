@@ -67,6 +67,9 @@ pub(super) fn products<P: Panels>(isa: P, out: &mut [f32], x: &[&[bf16]], w: &[&
 /// Sixteen rows of a weight from `column` on; beyond the last, the last again.
 #[inline(always)]
 fn sixteen<'a>(w: &[&'a [bf16]], column: usize) -> [&'a [bf16]; LANES] {
+    if let Some(whole) = w[column.min(w.len())..].first_chunk() {
+        return *whole;
+    }
     from_fn(|n| w[(column + n).min(w.len() - 1)])
 }
 
@@ -87,19 +90,16 @@ fn walk<P: Panels>(
 ) -> Option<[P::Pairs; LANES]> {
     let steps = rows[0].len() / STEP;
     let turn = steps.saturating_sub(AHEAD);
-    // Equal lengths, said once, so that the loops need no bounds checks.
     let mut whole: [&[[bf16; STEP]]; LANES] = [&[]; LANES];
-    let (mut ahead, mut behind) = (whole, whole);
     for n in 0..LANES {
+        // Equal lengths, said once, so that the loops need no bounds checks.
         whole[n] = &rows[n].as_chunks().0[..steps];
-        ahead[n] = &whole[n][steps - turn..];
-        behind[n] = &next[n].as_chunks().0[..steps - turn];
     }
     for step in 0..turn {
-        each(step, columns(isa, &whole, step, &ahead, step));
+        each(step, columns(isa, &whole, step, &rows, step + AHEAD));
     }
     for step in turn..steps {
-        each(step, columns(isa, &whole, step, &behind, step - turn));
+        each(step, columns(isa, &whole, step, &next, step - turn));
     }
     if rows[0].len() == steps * STEP {
         return None;
@@ -111,19 +111,19 @@ fn walk<P: Panels>(
     Some(isa.transpose(loaded))
 }
 
-/// One step of sixteen rows, transposed, while one of those behind `ahead` sets out.
+/// One step of sixteen rows, transposed, while one of those `ahead` sets out.
 #[inline(always)]
 fn columns<P: Panels>(
     isa: P,
     rows: &[&[[bf16; STEP]]; LANES],
     step: usize,
-    ahead: &[&[[bf16; STEP]]; LANES],
+    ahead: &[&[bf16]; LANES],
     ahead_step: usize,
 ) -> [P::Pairs; LANES] {
     let mut loaded = [isa.pairs(&rows[0][step]); LANES];
     for n in 0..LANES {
         loaded[n] = isa.pairs(&rows[n][step]);
-        isa.prefetch(&ahead[n][ahead_step]);
+        isa.prefetch(ahead[n].as_ptr().wrapping_add(ahead_step * STEP));
     }
     isa.transpose(loaded)
 }
@@ -138,9 +138,11 @@ fn few<P: Panels, const M: usize>(isa: P, out: &mut [f32], x: &[&[bf16]], w: &[&
         let (whole, rest) = x[m].as_chunks();
         (x_steps[m], x_rest[m]) = (&whole[..steps], padded(rest));
     }
+    let mut next = sixteen(w, 0);
     for column in (0..w.len()).step_by(LANES) {
         let mut sums = [isa.zero(); M];
-        let (rows, next) = (sixteen(w, column), sixteen(w, column + LANES));
+        let rows = next;
+        next = sixteen(w, column + LANES);
         let rest = walk(
             isa,
             rows,
@@ -192,9 +194,11 @@ fn many<P: Panels, const N: usize>(
 ) {
     let (stride, width) = (w.len(), w.len() - column);
     let panel = &mut panel.as_chunks_mut::<N>().0[..w[0].len().div_ceil(2)];
+    let mut next = sixteen(w, column);
     for vector in 0..N {
-        let at = column + vector * LANES;
-        fill(isa, panel, vector, sixteen(w, at), sixteen(w, at + LANES));
+        let rows = next;
+        next = sixteen(w, column + (vector + 1) * LANES);
+        fill(isa, panel, vector, rows, next);
     }
     for (block, x) in x.chunks(ROWS).enumerate() {
         let out = &mut out[block * ROWS * stride + column..];

@@ -55,7 +55,7 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
-    fn prefetch<T>(self, _: &T) {}
+    fn prefetch<T>(self, _: *const T) {}
 
     #[inline(always)]
     fn pairs(self, from: &[bf16; 2 * LANES]) -> Self::Pairs {

@@ -16,6 +16,9 @@ use crate::backend::{
 };
 use std::ops::Range;
 
+/// Bytes that memory sends at a time.
+const LINE: usize = 64;
+
 /// Softmax results of some lines, not yet divided by their sums.
 #[derive(Debug)]
 pub(super) struct Partial {
@@ -113,6 +116,13 @@ impl<E: Operand> Problem<'_, E> {
         }
         let stride = limits.iter().copied().max().unwrap_or(0);
         let pieces = item.pieces(split, lines_of);
+        for cache in [self.k, self.v] {
+            for &key in pieces.iter().flat_map(|piece| &piece.keys) {
+                cache[key..][..head_dim]
+                    .chunks(LINE / size_of::<E>())
+                    .for_each(|line| isa.prefetch(line.as_ptr()));
+            }
+        }
 
         let mut scores = Scratch::<f32>::new(lines * stride);
         for Piece { lines, columns, keys } in &pieces {
@@ -172,70 +182,75 @@ fn weigh<I: Isa, E: Operand, const M: usize>(
     keys: &[usize],
     head_dim: usize,
 ) {
-    let mut start = 0;
-    while start < head_dim {
-        // Two vectors of values at a time keep eight sums going; the order within a sum is that of positions.
-        start += if start + 2 * LANES <= head_dim {
-            weigh_lanes::<I, E, M, 2>(isa, out, p, stride, values, keys, head_dim, start)
-        } else {
-            weigh_lanes::<I, E, M, 1>(isa, out, p, stride, values, keys, head_dim, start)
-        };
-    }
-}
-
-/// [`weigh`] for the C vectors of values from `start` on; returns how many elements those are.
-#[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "the inner part of one loop")]
-fn weigh_lanes<I: Isa, E: Operand, const M: usize, const C: usize>(
-    isa: I,
-    out: &mut [f32],
-    p: &[f32],
-    stride: usize,
-    values: &[E],
-    keys: &[usize],
-    head_dim: usize,
-    start: usize,
-) -> usize {
     let mut rows: [&[f32]; M] = [&[]; M];
     for m in 0..M {
         rows[m] = &p[m * stride..][..keys.len()];
     }
-    let width = (C * LANES).min(head_dim - start);
-    let mut lanes = [0.0; LANES];
+    // As many vectors of values at a time as leave their sums in registers.
+    let (fours, rest) = (head_dim / (4 * LANES), head_dim % (4 * LANES));
+    let mut start = 0;
+    for _ in 0..fours {
+        weigh_lanes::<I, E, M, 4>(isa, out, &rows, values, keys, head_dim, start);
+        start += 4 * LANES;
+    }
+    for _ in 0..rest / LANES {
+        weigh_lanes::<I, E, M, 1>(isa, out, &rows, values, keys, head_dim, start);
+        start += LANES;
+    }
+    if start < head_dim {
+        let width = head_dim - start;
+        let mut padded = Scratch::<E>::new(keys.len() * LANES);
+        for (padded, &key) in padded.chunks_exact_mut(LANES).zip(keys) {
+            padded[..width].copy_from_slice(&values[key + start..][..width]);
+        }
+        let keys: Vec<usize> = (0..keys.len()).map(|key| key * LANES).collect();
+        let mut lanes = [[0.0; LANES]; M];
+        for (lanes, out) in lanes.iter_mut().zip(out.chunks_exact(head_dim)) {
+            lanes[..width].copy_from_slice(&out[start..]);
+        }
+        weigh_lanes::<I, E, M, 1>(isa, lanes.as_flattened_mut(), &rows, &padded, &keys, LANES, 0);
+        for (lanes, out) in lanes.iter().zip(out.chunks_exact_mut(head_dim)) {
+            out[start..].copy_from_slice(&lanes[..width]);
+        }
+    }
+}
+
+/// [`weigh`] for the C vectors of values from `start` on. Plain loops over arrays: those are what the compiler keeps in
+/// registers.
+#[inline(always)]
+fn weigh_lanes<I: Isa, E: Operand, const M: usize, const C: usize>(
+    isa: I,
+    out: &mut [f32],
+    p: &[&[f32]; M],
+    values: &[E],
+    keys: &[usize],
+    head_dim: usize,
+    start: usize,
+) {
     let mut sums = [[isa.zero(); C]; M];
     for m in 0..M {
+        let out: &[[f32; LANES]] = out[m * head_dim + start..][..C * LANES].as_chunks().0;
         for c in 0..C {
-            let width = LANES.min(width - c * LANES);
-            lanes[..width].copy_from_slice(&out[m * head_dim + start + c * LANES..][..width]);
-            sums[m][c] = isa.load(&lanes);
+            sums[m][c] = isa.load(&out[c]);
         }
     }
     for (j, &key) in keys.iter().enumerate() {
-        let value = &values[key + start..][..width];
+        let value: &[[E; LANES]] = values[key + start..][..C * LANES].as_chunks().0;
         let mut loaded = [isa.zero(); C];
         for c in 0..C {
-            loaded[c] = match value[c * LANES..].first_chunk::<LANES>() {
-                Some(value) => E::widen(isa, value),
-                None => {
-                    let mut padded = [E::zeroed(); LANES];
-                    padded[..width].copy_from_slice(value);
-                    E::widen(isa, &padded)
-                }
-            };
+            loaded[c] = E::widen(isa, &value[c]);
         }
         for m in 0..M {
-            let p = isa.splat(rows[m][j]);
+            let p = isa.splat(p[m][j]);
             for c in 0..C {
                 sums[m][c] = isa.multiply_add(p, loaded[c], sums[m][c]);
             }
         }
     }
     for m in 0..M {
+        let out: &mut [[f32; LANES]] = out[m * head_dim + start..][..C * LANES].as_chunks_mut().0;
         for c in 0..C {
-            isa.store(sums[m][c], &mut lanes);
-            let width = LANES.min(width - c * LANES);
-            out[m * head_dim + start + c * LANES..][..width].copy_from_slice(&lanes[..width]);
+            isa.store(sums[m][c], &mut out[c]);
         }
     }
-    width
 }
