@@ -3,10 +3,12 @@
 //   out[i] = sum over j of p[i, j] v[j], p = softmax over the keys that i sees of scale (q[i] . k[j]);  lse = log sum exp
 //
 // Lines are a sequence's queries times the query heads that share a key/value head, so a key loaded once serves the
-// group. Queries are the last positions of their sequence; with causal, position i sees keys 0 to i.
+// group. Queries are the last positions of their sequence; with causal, position i sees keys 0 to i. A sequence with a
+// parent, another one without, has that one's rows as its first keys: completions of one prompt need it but once.
 //
 // in      p.q bf16 [T, H, D]; p.k, p.v bf16 [T, G, D], or with p.tables i32 [B, width] the pages [N, G, 64, D];
-//         p.starts i32 [B + 1]; p.lengths i32 [B] or null; p.scale times log2(e), above 0
+//         p.starts i32 [B + 1]; p.lengths i32 [B] or null; p.parents i32 [B] or null, a sequence's own number if it has
+//         none; p.scale times log2(e), above 0
 // out     out bf16 [T, H, D]; lse f32 [T, H] or null
 // launch  grid (T H / G / 64 + B, G), block (128), shared 256 (2 WIDTH + 16) bytes and 2048 for each 16 columns of queries
 //         that are not held in registers (128: 6 of them); attention_WIDTH takes D <= WIDTH, a multiple of 8 if above 32;
@@ -18,39 +20,21 @@
 //         summed by mma of 16 elements in order; a lane adds its 16 probabilities of a tile in order, after the last of a
 //         split the four lanes add up as a butterfly; weighted values are summed by mma of 16 keys in order, with
 //         probabilities rounded to bf16
-// pair    backward: none yet; same bits: attention_split.cu; CPU reference: backend::plain attention; emulated: yes
+// pair    backward: attention_backward.cu; same bits: attention_split.cu; CPU reference: backend::plain attention; emulated: yes
 #include "common/attention.cuh"
 
 using namespace attention;
 
-constexpr int LINES = 64;
-
-// Block numbers below this belong to sequences before `number`, however ragged they are.
-__device__ __forceinline__ int64_t blocks_before(const Problem& p, int number) {
-    return int64_t(p.starts[number]) * p.group / LINES + number;
-}
-
-// The last sequence that begins at or before a block; all lanes of a warp look.
-__device__ __forceinline__ int find_sequence(const Problem& p, int block) {
-    int low = 0;
-    for (int count = p.sequences; count > 1;) {
-        const int step = (count + 31) / 32, mine = int(threadIdx.x % 32) * step;
-        const bool before = mine < count && blocks_before(p, low + mine) <= block;
-        const int passed = (__popc(__ballot_sync(0xFFFFFFFFu, before)) - 1) * step;
-        low += passed;
-        count = min(step, count - passed);
-    }
-    return low;
-}
+constexpr int LINES = TILE;
 
 // Of the queries, HELD times 16 columns stay in registers.
 template <int WIDTH, int HELD>
 __device__ __forceinline__ void attend(const Problem& p, __nv_bfloat16* out, float* lse) {
     DYN_SMEM(memory);
     const int block = int(gridDim.x - 1 - blockIdx.x);  // those with most keys to see first
-    const int kv_head = int(blockIdx.y), number = find_sequence(p, block);
+    const int kv_head = int(blockIdx.y), number = find_sequence(p, block, p.group);
     const Sequence s = sequence_of(p, number);
-    const int first = int(block - blocks_before(p, number)) * LINES, count = s.queries * p.group;
+    const int first = int(block - blocks_before(p, number, p.group)) * LINES, count = s.queries * p.group;
     if (first >= count) return;
     const int seen_by_first = sees(p, s, first), seen_by_last = sees(p, s, min(first + LINES, count) - 1);
     const int tiles = (seen_by_last + TILE - 1) / TILE;
@@ -58,7 +42,7 @@ __device__ __forceinline__ void attend(const Problem& p, __nv_bfloat16* out, flo
     ring.start();
 
     const Lines lines(p, s, kv_head, first + int(threadIdx.x) / 32 * 16);
-    const Queries<WIDTH, HELD> q(p, lines, memory + STAGES * 2 * Ring<WIDTH>::TILE_BYTES);
+    const Queries<WIDTH, HELD> q(p, p.q, lines, memory + STAGES * 2 * Ring<WIDTH>::TILE_BYTES);
 
     Sums total, split;
     float total_o[WIDTH / 8][4] = {}, o[WIDTH / 8][4] = {};

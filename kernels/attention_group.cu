@@ -37,7 +37,7 @@ __device__ __forceinline__ void attend(const Problem& p, const int* groups, floa
         Ring<WIDTH> ring{p, s, memory, kv_head, begin, end};
         ring.start();
         const Lines lines(p, s, kv_head, first + int(threadIdx.x) / 32 * 16);
-        const Queries<WIDTH> q(p, lines, memory);
+        const Queries<WIDTH> q(p, p.q, lines, memory);
 
         Sums total, sums;
         float total_o[WIDTH / 8][4] = {}, o[WIDTH / 8][4] = {};

@@ -103,7 +103,7 @@ __device__ __forceinline__ void attend(const Problem& p, __nv_bfloat16* out, flo
         Ring<WIDTH> ring{p, s, memory, kv_head, begin, end};
         ring.start();
         const Lines lines(p, s, kv_head, first);
-        const Queries<WIDTH> q(p, lines, memory);
+        const Queries<WIDTH> q(p, p.q, lines, memory);
 
         Sums total, sums;
         float total_o[COUNT][4] = {}, o[COUNT][4] = {};

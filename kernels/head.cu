@@ -17,9 +17,10 @@
 // floor   flops 2TVC, bytes 2VC + 2TC. V = 151936, C = 2048: T = 4096 at 790 TFLOP/s: 3.2 ms, T = 1 at 4.3 TB/s: 145 us
 // order   z as linear sums it. A row of a tile: 8 tokens of a thread in order, butterfly over 4 lanes, 4 warps in order;
 //         a row: tiles t, t + 128, ... in order, butterfly over 16 lanes, 8 warps in order. Nothing depends on T.
-// pair    backward: none yet; CPU reference: backend::plain logprobs and sample; emulated: yes
+// pair    backward: below; CPU reference: backend::plain logprobs and sample; emulated: yes
 #include "common/draw.cuh"
 #include "common/gemm.cuh"
+#include "common/pieces.cuh"
 
 // What some of a row's x sum up to.
 struct Summary {
@@ -127,18 +128,16 @@ __device__ __forceinline__ Leader leader_of_tokens(const float (&z)[8], const fl
     return leader_of_lanes<1, 2>(leader);
 }
 
-template <class Tile>
-__device__ __forceinline__ void head_tile(unsigned char* memory, const HeadTask& task) {
-    static_assert(Tile::N == 128 && Tile::WARPS_N == 4 && Tile::SHARED >= Tile::M * 128, "the same parts in every tile");
-    const int tiles_m = (task.rows + Tile::M - 1) / Tile::M, tile = blockIdx.x / tiles_m;
-    const int row = blockIdx.x % tiles_m * Tile::M, column = tile * Tile::N;
+// z of a tile, of either task.
+template <class Tile, class Task>
+__device__ __forceinline__ void logits(typename Tile::Sums& total, unsigned char* memory, const Task& task, int row,
+                                       int column) {
     const auto chunks = [&](int c, int) -> GemmChunk {
         const int k = c * GEMM_CHUNK;
         return {{task.hidden + k, task.inner, 0, task.rows},
                 {task.weight + k, task.inner, 0, task.columns},
                 min(task.inner - k, GEMM_CHUNK)};
     };
-    typename Tile::Sums total = {};
     const auto done = [&](int, const typename Tile::Sums& sums) {
 #pragma unroll
         for (int i = 0; i < Tile::BLOCKS_M; i++) {
@@ -151,6 +150,15 @@ __device__ __forceinline__ void head_tile(unsigned char* memory, const HeadTask&
     };
     gemm<Tile, 1>(memory, row, column, 0, (task.inner + GEMM_CHUNK - 1) / GEMM_CHUNK, chunks, done);
     __syncthreads();
+}
+
+template <class Tile>
+__device__ __forceinline__ void head_tile(unsigned char* memory, const HeadTask& task) {
+    static_assert(Tile::N == 128 && Tile::WARPS_N == 4 && Tile::SHARED >= Tile::M * 128, "the same parts in every tile");
+    const int tiles_m = (task.rows + Tile::M - 1) / Tile::M, tile = blockIdx.x / tiles_m;
+    const int row = blockIdx.x % tiles_m * Tile::M, column = tile * Tile::N;
+    typename Tile::Sums total = {};
+    logits<Tile>(total, memory, task, row, column);
 
     Summary* parts = reinterpret_cast<Summary*>(memory);           // [M, 4], by row and warp
     Leader* leaders = reinterpret_cast<Leader*>(parts + Tile::M * 4);  // [M, 4]
@@ -297,3 +305,88 @@ KERNEL void __launch_bounds__(JOIN_ROWS* JOIN_SLICES)
     if (entropy) entropy[row] = entropy_of(all);
 }
 EMU_REGISTER(head_drawn)
+
+// Backward of the log-probs, the vocabulary a slab of tokens at a time: logits are made again, and what becomes of a slab
+//
+//   dz = dlogp / temperature (1 of the target - exp(z / temperature - lse))
+//
+// goes through linear.cu: hidden's gradient += dz W in f32, and, if it is asked for, W's += dzᵀ hidden. head_rounded ends.
+//
+// in      as above; W bf16 [columns, C] the slab's, of which `first` is the first token; dlogp, lse f32 [T]; sums f32 [n]
+// out     dz bf16 [T, columns]; dhidden bf16 [n]
+// launch  head_dlogits as tiles above; head_rounded: grid (n / 2048), block (256)
+// floor   of all together flops 4TVC (6TVC with W's), bytes as above. V = 151936, C = 2048, T = 4096 at 790 TFLOP/s:
+//         6.5 ms (9.7 ms)
+// order   z as above; over the vocabulary slabs in order, each as linear.cu's backward sums
+// pair    forward: above; CPU reference: backend::plain logprobs_backward; emulated: yes
+struct DlogitsTask {
+    __nv_bfloat16* dz;
+    const __nv_bfloat16 *hidden, *weight;
+    const float *dlogp, *lse;
+    const int* targets;
+    int rows, inner, columns, first;
+    float temperature;
+};
+
+template <class Tile>
+__device__ __forceinline__ void dlogits_tile(unsigned char* memory, const DlogitsTask& task) {
+    const int tiles_m = (task.rows + Tile::M - 1) / Tile::M;
+    const int row = blockIdx.x % tiles_m * Tile::M, column = blockIdx.x / tiles_m * Tile::N;
+    typename Tile::Sums total = {};
+    logits<Tile>(total, memory, task, row, column);
+    Tile::leave(memory, total);
+    __syncthreads();
+    for (int p = threadIdx.x; p < Tile::M * Tile::N / 8; p += Tile::THREADS) {
+        const int local = p / (Tile::N / 8), n = p % (Tile::N / 8) * 8, t = row + local;
+        if (t >= task.rows || column + n >= task.columns) continue;
+        const float by = task.dlogp[t] / task.temperature, lse = task.lse[t];
+        const int target = task.targets[t] - task.first - column - n;
+        float values[8];
+#pragma unroll
+        for (int e = 0; e < 8; e++) {
+            const float z = Tile::four(memory, local, n + e / 4 * 4)[e % 4];
+            const float p = expf(__fadd_rn(z / task.temperature, -lse));
+            values[e] = __fmul_rn(by, __fadd_rn(e == target ? 1.0f : 0.0f, -p));
+        }
+        write_piece(task.dz + int64_t(t) * task.columns, pack(values), column + n, task.columns);
+    }
+}
+
+#define HEAD_DLOGITS(NAME, TILE)                                                                                     \
+    KERNEL void __launch_bounds__(TILE::THREADS)                                                                     \
+        NAME(__nv_bfloat16* dz, const __nv_bfloat16* hidden, const __nv_bfloat16* weight, const float* dlogp,        \
+             const float* lse, const int* targets, int rows, int inner, int columns, int first, float temperature) { \
+        DYN_SMEM(memory);                                                                                            \
+        dlogits_tile<TILE>(memory, {dz, hidden, weight, dlogp, lse, targets, rows, inner, columns, first,            \
+                                    temperature});                                                                   \
+    }                                                                                                                \
+    EMU_REGISTER(NAME)
+
+HEAD_DLOGITS(head_dlogits_wide, Wide)
+HEAD_DLOGITS(head_dlogits_middle, Middle)
+HEAD_DLOGITS(head_dlogits_narrow, Narrow)
+
+KERNEL void __launch_bounds__(256) head_rounded(__nv_bfloat16* dhidden, const float* sums, int64_t elements) {
+    const int64_t at = (int64_t(blockIdx.x) * 256 + threadIdx.x) * 8;
+    if (at >= elements) return;
+    float values[8] = {};
+#pragma unroll
+    for (int e = 0; e < 8; e += 4) {
+        if (at + e + 4 <= elements) {
+            const uint4 four = load_16(sums + at + e);
+            values[e] = __uint_as_float(four.x), values[e + 1] = __uint_as_float(four.y);
+            values[e + 2] = __uint_as_float(four.z), values[e + 3] = __uint_as_float(four.w);
+            continue;
+        }
+#pragma unroll
+        for (int i = e; i < e + 4; i++) values[i] = at + i < elements ? sums[at + i] : 0.0f;
+    }
+    if (at + 8 <= elements && (reinterpret_cast<uintptr_t>(dhidden + at) & 15) == 0) {
+        return store_16(dhidden + at, pack(values));
+    }
+#pragma unroll
+    for (int e = 0; e < 8; e++) {
+        if (at + e < elements) dhidden[at + e] = __float2bfloat16_rn(values[e]);
+    }
+}
+EMU_REGISTER(head_rounded)

@@ -21,6 +21,7 @@ struct Problem {
     const int* lengths;  // [B]; null: the queries are the keys
     const int* tables;   // [B, width]; null: keys are packed like queries
     const int* shared;   // [B]: leading keys that attention_group sees to; null: none
+    const int* parents;  // [B], of packed keys; null: none has a parent
     int width, sequences, kv_heads, group, head_dim, causal;
     float scale;  // times log2(e)
 };
@@ -28,12 +29,36 @@ struct Problem {
 struct Sequence {
     int first;  // packed row of its first query
     int queries, length;
-    int table;  // where its pages begin in the tables
+    int keys;  // where its pages begin in the tables; of packed keys the row of the first
+    int stop;  // of packed keys the row behind its parent's last, from which they go on at `first`
 };
 
 __device__ __forceinline__ Sequence sequence_of(const Problem& p, int number) {
     const int first = p.starts[number], queries = p.starts[number + 1] - first;
-    return {first, queries, p.lengths ? p.lengths[number] : queries, number * p.width};
+    if (p.tables) return {first, queries, p.lengths[number], number * p.width, 0};
+    const int parent = p.parents ? p.parents[number] : number;
+    if (parent == number) return {first, queries, queries, first, first};
+    const int before = p.starts[parent], stop = p.starts[parent + 1];
+    return {first, queries, stop - before + queries, before, stop};
+}
+
+// Blocks of 64 lines, so many to a packed row: numbers below this belong to sequences before `number`, however ragged
+// they are.
+__device__ __forceinline__ int64_t blocks_before(const Problem& p, int number, int lines) {
+    return int64_t(p.starts[number]) * lines / TILE + number;
+}
+
+// The last sequence that begins at or before a block; all lanes of a warp look.
+__device__ __forceinline__ int find_sequence(const Problem& p, int block, int lines) {
+    int low = 0;
+    for (int count = p.sequences; count > 1;) {
+        const int step = (count + 31) / 32, mine = int(threadIdx.x % 32) * step;
+        const bool before = mine < count && blocks_before(p, low + mine, lines) <= block;
+        const int passed = (__popc(__ballot_sync(0xFFFFFFFFu, before)) - 1) * step;
+        low += passed;
+        count = min(step, count - passed);
+    }
+    return low;
 }
 
 // Keys that a line sees.
@@ -95,10 +120,11 @@ struct Queries {
     uint32_t held[HELD][4];
     unsigned char* parked;
 
-    __device__ __forceinline__ Queries(const Problem& p, const Lines& lines, unsigned char* memory)
+    // Of `from`, which lies as q does.
+    __device__ __forceinline__ Queries(const Problem& p, const __nv_bfloat16* from, const Lines& lines, unsigned char* memory)
         : parked(memory + threadIdx.x * 16) {
         const int t = threadIdx.x % 4 * 2;
-        const __nv_bfloat16* row[2] = {p.q + int64_t(lines.at(0)) * p.head_dim, p.q + int64_t(lines.at(1)) * p.head_dim};
+        const __nv_bfloat16* row[2] = {from + int64_t(lines.at(0)) * p.head_dim, from + int64_t(lines.at(1)) * p.head_dim};
 #pragma unroll
         for (int step = 0; step < WIDTH / 16; step++) {
             uint32_t a[4];
@@ -128,30 +154,22 @@ struct Queries {
 template <int WIDTH>
 constexpr int PITCH = WIDTH * 2 + 16;
 
-// 64 rows on their way to shared memory, zero past the last row and column; eight threads take 128 bytes of a row.
+// A thread's part of a row on its way to shared memory, from its column `piece` on; zero past the last one, or if there is
+// no such row. Eight threads take 128 bytes of a row.
 template <int WIDTH>
-__device__ __forceinline__ void fetch_rows(unsigned char* to, const __nv_bfloat16* from, int stride, int rows,
-                                           int columns) {
-    const int first = int(threadIdx.x) / 8, piece = int(threadIdx.x) % 8 * 8;
-    from += first * stride + piece;
-    to += first * PITCH<WIDTH> + piece * 2;
+__device__ __forceinline__ void fetch_row(unsigned char* to, const __nv_bfloat16* from, int piece, int columns, bool is) {
 #pragma unroll
-    for (int pass = 0; pass < TILE / (THREADS / 8); pass++) {
+    for (int part = 0; part < WIDTH; part += 64) {
+        if (part + piece >= WIDTH) continue;
+        const int left = is ? columns - piece - part : 0;
+        if (aligned<WIDTH>(columns, 8)) {
+            cp_async_16(smem_u32(to + part * 2), from + part, left > 0 ? 16 : 0);
+        } else {  // such rows are not aligned
+            uint32_t pairs[4];
 #pragma unroll
-        for (int part = 0; part < WIDTH; part += 64) {
-            if (part + piece >= WIDTH) continue;
-            const int left = first + pass * (THREADS / 8) < rows ? columns - piece - part : 0;
-            if (aligned<WIDTH>(columns, 8)) {
-                cp_async_16(smem_u32(to + part * 2), from + part, left > 0 ? 16 : 0);
-            } else {  // such rows are not aligned
-                uint32_t pairs[4];
-#pragma unroll
-                for (int i = 0; i < 4; i++) pairs[i] = left > 0 ? read_pair<WIDTH>(from + part, i * 2, left) : 0;
-                store_16(to + part * 2, make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]));
-            }
+            for (int i = 0; i < 4; i++) pairs[i] = left > 0 ? read_pair<WIDTH>(from + part, i * 2, left) : 0;
+            store_16(to + part * 2, make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]));
         }
-        from += THREADS / 8 * stride;
-        to += THREADS / 8 * PITCH<WIDTH>;
     }
 }
 
@@ -168,16 +186,23 @@ struct Ring {
 
     __device__ __forceinline__ void fetch(int tile) {
         if (tile < end) {
-            const int64_t row = p.tables ? (int64_t(ahead) * p.kv_heads + kv_head) * TILE
-                                        : int64_t(ahead) * p.kv_heads + kv_head;
-            const int stride = p.tables ? p.head_dim : p.kv_heads * p.head_dim, rows = s.length - tile * TILE;
-            unsigned char* to = memory + tile % STAGES * 2 * TILE_BYTES;
-            fetch_rows<WIDTH>(to, p.k + row * p.head_dim, stride, rows, p.head_dim);
-            fetch_rows<WIDTH>(to + TILE_BYTES, p.v + row * p.head_dim, stride, rows, p.head_dim);
+            const bool parental = !p.tables && ahead < s.first;
+            const int turn = parental ? s.stop - ahead : TILE, step = p.tables ? 1 : p.kv_heads;
+            const int64_t base = p.tables ? (int64_t(ahead) * p.kv_heads + kv_head) * TILE
+                                          : int64_t(ahead) * p.kv_heads + kv_head;
+            const int first = int(threadIdx.x) / 8, piece = int(threadIdx.x) % 8 * 8;
+            unsigned char* to = memory + tile % STAGES * 2 * TILE_BYTES + first * PITCH<WIDTH> + piece * 2;
+#pragma unroll
+            for (int row = first; row < first + TILE; row += THREADS / 8, to += THREADS / 8 * PITCH<WIDTH>) {
+                const int from = row < turn ? row : row + s.first - s.stop;
+                const int64_t at = (base + int64_t(from) * step) * p.head_dim + piece;
+                fetch_row<WIDTH>(to, p.k + at, piece, p.head_dim, tile * TILE + row < s.length);
+                fetch_row<WIDTH>(to + TILE_BYTES, p.v + at, piece, p.head_dim, tile * TILE + row < s.length);
+            }
             if (!p.tables) {
-                ahead += TILE;
+                ahead += parental && turn <= TILE ? TILE + s.first - s.stop : TILE;
             } else if (tile + 1 < end) {
-                ahead = p.tables[s.table + tile + 1];
+                ahead = p.tables[s.keys + tile + 1];
             }
         }
         cp_async_commit();
@@ -185,7 +210,7 @@ struct Ring {
 
     // Sends for the first tiles; nobody may still be reading others.
     __device__ __forceinline__ void start() {
-        ahead = p.tables ? p.tables[s.table + begin] : s.first + begin * TILE;
+        ahead = p.tables ? p.tables[s.keys + begin] : s.keys;  // of which `begin` is 0
 #pragma unroll 1
         for (int stage = 0; stage < STAGES; stage++) fetch(begin + stage);
     }

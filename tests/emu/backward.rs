@@ -4,7 +4,9 @@
 use super::{devices, distance, gpu, gpus, normal, on_device, read};
 use half::bf16;
 use pellucid::{
-    backend::{Activation, AdamwParameter, AdamwSettings, Backend, cpu::Cpu, gpu::Gpu, plain::Plain},
+    backend::{
+        Activation, AdamwParameter, AdamwSettings, Backend, LogProbs, cpu::Cpu, gpu::Gpu, plain::Plain,
+    },
     tensor::{Dtype, Tensor},
 };
 
@@ -157,6 +159,60 @@ fn rows_that_repeat_add_up_in_order() {
                 vec![table]
             },
         );
+    }
+}
+
+/// Scores of rows and what their gradients give, with a vocabulary of one slab or more.
+#[test]
+fn gradients_of_log_probs_agree_with_the_oracle() {
+    for (tokens, columns, vocabulary, wanted) in
+        [(1, 1, 1, true), (3, 7, 5, true), (2, 16, 4200, true), (20, 520, 130, false), (130, 24, 140, true)]
+    {
+        let what = format!("{tokens} rows of {columns} under {vocabulary} tokens");
+        holds(&what, tokens < 5 && vocabulary < 1000, |backend, activation| {
+            let statistic = backend.statistic();
+            let hidden = put(backend, activation, &[tokens, columns], &normal(tokens * columns, 1));
+            let weight = on_device(backend, &[vocabulary, columns], &normal(vocabulary * columns, 2));
+            let targets: Vec<i32> = (0..tokens).map(|t| (t * 37 % vocabulary) as i32).collect();
+            let targets = on_device(backend, &[tokens], &targets);
+            let row = || backend.alloc(statistic, &[tokens]).unwrap();
+            let greedy = backend.alloc(Dtype::I32, &[tokens]).unwrap();
+            let mut scores = LogProbs { logp: row(), lse: row(), entropy: row(), greedy };
+            backend.logprobs(&mut scores, &hidden, &weight, &targets, 0.7).unwrap();
+            let dlogp = put(backend, statistic, &[tokens], &normal(tokens, 3));
+            let mut dhidden = backend.alloc(activation, &[tokens, columns]).unwrap();
+            let before = normal(vocabulary * columns, 4);
+            let mut dweight = put(backend, statistic, &[vocabulary, columns], &before);
+            let place = wanted.then_some(&mut dweight);
+            let lse = &scores.lse;
+            backend
+                .logprobs_backward(&mut dhidden, place, &dlogp, lse, &hidden, &weight, &targets, 0.7)
+                .unwrap();
+            vec![dhidden, dweight]
+        });
+    }
+}
+
+#[test]
+fn a_row_of_the_heads_gradient_has_the_same_bits_alone_and_in_company() {
+    let gpu = gpu();
+    let (count, columns, vocabulary) = (70, 40, 4100);
+    let weight = on_device(&gpu, &[vocabulary, columns], &normal(vocabulary * columns, 2));
+    let hidden = normal(count * columns, 1);
+    let run = |rows: std::ops::Range<usize>| -> Vec<bf16> {
+        let part = &hidden[rows.start * columns..rows.end * columns];
+        let part = on_device(&gpu, &[rows.len(), columns], part);
+        let targets: Vec<i32> = rows.clone().map(|row| row as i32).collect();
+        let numbers = |by: f32| -> Vec<f32> { rows.clone().map(|row| 3.0 + by * row as f32).collect() };
+        let [dlogp, lse] = [0.1, 0.01].map(|by| on_device(&gpu, &[rows.len()], &numbers(by)));
+        let targets = on_device(&gpu, &[rows.len()], &targets);
+        let mut dhidden = gpu.alloc(Dtype::BF16, part.shape()).unwrap();
+        gpu.logprobs_backward(&mut dhidden, None, &dlogp, &lse, &part, &weight, &targets, 1.0).unwrap();
+        read(&gpu, &dhidden)
+    };
+    let together = run(0..count);
+    for rows in [0..1, 69..70, 3..30] {
+        assert_eq!(run(rows.clone()), together[rows.start * columns..rows.end * columns]);
     }
 }
 

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
 mod attention;
+mod attention_backward;
 mod backward;
 mod bugs;
 mod facilities;

@@ -21,11 +21,11 @@ use crate::{
 use bytemuck::Zeroable;
 
 /// Keys of a page and of a kernel's tile.
-const TILE: usize = 64;
+pub(super) const TILE: usize = 64;
 /// Queries times query heads of a key/value head that a block of each kernel takes at a time.
 const MANY_LINES: usize = 64;
 const FEW_LINES: usize = 16;
-const THREADS: usize = 128;
+pub(super) const THREADS: usize = 128;
 /// With fewer blocks, multiprocessors of a large device stand idle.
 const BUSY: usize = 128;
 /// The most blocks a grid has along y.
@@ -36,7 +36,7 @@ const PARKED: usize = 6;
 /// `struct Problem` of `kernels/common/attention.cuh`.
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-struct Problem {
+pub(super) struct Problem {
     q: Address,
     k: Address,
     v: Address,
@@ -44,6 +44,7 @@ struct Problem {
     lengths: Address,
     tables: Address,
     shared: Address,
+    parents: Address,
     width: i32,
     sequences: i32,
     kv_heads: i32,
@@ -53,6 +54,42 @@ struct Problem {
     /// Times log2(e).
     scale: f32,
     padding: i32,
+}
+
+impl Problem {
+    /// With what all of them have, after checking it.
+    pub(super) fn filled<R: Runtime>(
+        self,
+        gpu: &Gpu<R>,
+        op: &'static str,
+        [q, k, v]: [&Tensor; 3],
+        sizes: AttentionSizes,
+        sequences: usize,
+        scale: f32,
+    ) -> Result<Self> {
+        let AttentionSizes { rows, heads, kv_heads, head_dim } = sizes;
+        for (name, tensor) in [("q", q), ("k", k), ("v", v)] {
+            expect_dtype(op, name, tensor, Dtype::BF16)?;
+        }
+        if !(scale > 0.0 && scale.is_finite()) {
+            return Err(Error::caller(op, format!("scale is {scale}; on a device it has to be above 0")));
+        }
+        if rows > 0 && sequences == 0 {
+            return Err(Error::caller(op, format!("{rows} rows of no sequence")));
+        }
+        int(op, "rows times heads", rows * heads)?;
+        Ok(Problem {
+            q: gpu.at(q)?,
+            k: gpu.at(k)?,
+            v: gpu.at(v)?,
+            sequences: int(op, "sequences", sequences)?,
+            kv_heads: int(op, "key/value heads", kv_heads)?,
+            group: int(op, "heads of a group", heads / kv_heads)?,
+            head_dim: int(op, "head dim", head_dim)?,
+            scale: scale * std::f32::consts::LOG2_E,
+            ..self
+        })
+    }
 }
 
 /// What is launched; a function of sizes alone.
@@ -69,14 +106,7 @@ impl Plan {
     /// `keys` is what a sequence has at most, where that is known.
     fn new(op: &'static str, sizes: AttentionSizes, sequences: usize, keys: Option<usize>) -> Result<Self> {
         let AttentionSizes { rows, heads, kv_heads, head_dim } = sizes;
-        let width = [32, 64, 80, 128, 256].into_iter().find(|width| (1..=*width).contains(&head_dim));
-        let Some(width) = width.filter(|_| head_dim <= 32 || head_dim.is_multiple_of(8)) else {
-            let known = "1 to 32, or a multiple of 8 up to 256";
-            return Err(Error::caller(
-                op,
-                format!("heads of {head_dim} elements; kernels are written for {known}"),
-            ));
-        };
+        let width = width_for(op, head_dim)?;
         let lines = rows * (heads / kv_heads);
         // A sequence has at most one tile of lines that is not full.
         let many = [lines / MANY_LINES + sequences, kv_heads, 1];
@@ -120,6 +150,15 @@ impl Plan {
     }
 }
 
+/// The columns of the kernel that takes such heads.
+pub(super) fn width_for(op: &'static str, head_dim: usize) -> Result<usize> {
+    let width = [32, 64, 80, 128, 256].into_iter().find(|width| (1..=*width).contains(&head_dim));
+    width.filter(|_| head_dim <= 32 || head_dim.is_multiple_of(8)).ok_or_else(|| {
+        let known = "1 to 32, or a multiple of 8 up to 256";
+        Error::caller(op, format!("heads of {head_dim} elements; kernels are written for {known}"))
+    })
+}
+
 /// See [`crate::backend::Backend::attention`].
 #[expect(clippy::too_many_arguments, reason = "the op's inputs are what they are")]
 pub(super) fn attention<R: Runtime>(
@@ -135,15 +174,32 @@ pub(super) fn attention<R: Runtime>(
 ) -> Result<()> {
     const OP: &str = "attention";
     let sizes = check::attention(OP, out, lse.as_deref(), q, k, v)?;
-    if let Some(parents) = segments.parents {
-        let what = format!("parents is {parents:?}; on a device sequences have no parents yet");
-        return Err(Error::caller(OP, what));
-    }
-    let starts = segments.starts;
-    expect_dtype(OP, "starts", starts, Dtype::I32)?;
-    let sequences = starts.len().saturating_sub(1);
-    let problem = Problem { starts: gpu.at(starts)?, causal: causal.into(), ..Problem::zeroed() };
+    let (sequences, problem) = packed(gpu, OP, segments, causal)?;
     run(gpu, OP, out, lse, [q, k, v], sizes, sequences, None, None, scale, problem)
+}
+
+/// How many sequences there are, and how a problem says where they lie.
+pub(super) fn packed<R: Runtime>(
+    gpu: &Gpu<R>,
+    op: &'static str,
+    segments: &Segments<'_>,
+    causal: bool,
+) -> Result<(usize, Problem)> {
+    let sequences = segments.starts.len().saturating_sub(1);
+    expect_dtype(op, "starts", segments.starts, Dtype::I32)?;
+    if let Some(parents) = segments.parents {
+        expect_dtype(op, "parents", parents, Dtype::I32)?;
+        if parents.len() != sequences {
+            let what = format!("parents is {parents:?}, expected one for each of {sequences} sequences");
+            return Err(Error::caller(op, what));
+        }
+        if !causal {
+            let what = "sequences with parents attend causally, expected causal = true";
+            return Err(Error::caller(op, what));
+        }
+    }
+    let (starts, parents) = (gpu.at(segments.starts)?, gpu.at_or_null(segments.parents)?);
+    Ok((sequences, Problem { starts, parents, causal: causal.into(), ..Problem::zeroed() }))
 }
 
 /// See [`crate::backend::Backend::paged_attention`].
@@ -197,35 +253,16 @@ fn run<R: Runtime>(
     scale: f32,
     problem: Problem,
 ) -> Result<()> {
-    let AttentionSizes { rows, heads, kv_heads, head_dim } = sizes;
-    for (name, tensor) in [("out", &*out), ("q", q), ("k", k), ("v", v)] {
-        expect_dtype(op, name, tensor, Dtype::BF16)?;
-    }
+    let AttentionSizes { rows, heads, .. } = sizes;
+    expect_dtype(op, "out", out, Dtype::BF16)?;
     if let Some(lse) = &lse {
         expect_dtype(op, "lse", lse, Dtype::F32)?;
     }
-    if !(scale > 0.0 && scale.is_finite()) {
-        return Err(Error::caller(op, format!("scale is {scale}; on a device it has to be above 0")));
-    }
+    let problem = problem.filled(gpu, op, [q, k, v], sizes, sequences, scale)?;
     if rows == 0 || heads == 0 {
         return Ok(());
     }
-    if sequences == 0 {
-        return Err(Error::caller(op, format!("{rows} rows of no sequence")));
-    }
     let plan = Plan::new(op, sizes, sequences, keys)?;
-    let problem = Problem {
-        q: gpu.at(q)?,
-        k: gpu.at(k)?,
-        v: gpu.at(v)?,
-        sequences: int(op, "sequences", sequences)?,
-        kv_heads: int(op, "key/value heads", kv_heads)?,
-        group: int(op, "heads of a group", heads / kv_heads)?,
-        head_dim: int(op, "head dim", head_dim)?,
-        scale: scale * std::f32::consts::LOG2_E,
-        ..problem
-    };
-    int(op, "rows times heads", rows * heads)?;
     let launch = |kernel: String, grid: [usize; 3], shared: usize, arguments: &[Argument]| {
         let (grid, block) = (grid.map(|side| side as u32), [THREADS as u32, 1, 1]);
         gpu.launch(&Launch { kernel: &kernel, grid, block, shared: shared as u32, arguments })

@@ -5,7 +5,8 @@
 //! chooses, launches.
 
 use super::{
-    Address, Launch, Runtime, activation, attention, head, linear, linear_backward, norm, optimiser, rows,
+    Address, Launch, Runtime, activation, attention, attention_backward, head, head_backward, linear,
+    linear_backward, norm, optimiser, rows,
 };
 use crate::{
     backend::{
@@ -129,10 +130,6 @@ pub(super) fn expect_dtype(op: &'static str, name: &str, tensor: &Tensor, dtype:
         return Ok(());
     }
     Err(Error::caller(op, format!("{name} is {tensor:?}; on a device it has to be {dtype}")))
-}
-
-fn no_kernel(op: &'static str) -> Result<()> {
-    Err(Error::caller(op, "there is no kernel for a device yet; train on the cpu"))
 }
 
 /// A size as kernels take it.
@@ -328,32 +325,41 @@ impl<R: Runtime> Backend for Gpu<R> {
 
     fn attention_backward(
         &self,
-        _: &mut AttentionGrads,
-        _: &Tensor,
-        _: &Tensor,
-        _: &Tensor,
-        _: &Tensor,
-        _: &Tensor,
-        _: &Tensor,
-        _: &Segments<'_>,
-        _: bool,
-        _: f32,
+        grads: &mut AttentionGrads,
+        dout: &Tensor,
+        out: &Tensor,
+        lse: &Tensor,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        segments: &Segments<'_>,
+        causal: bool,
+        scale: f32,
     ) -> Result<()> {
-        no_kernel("attention_backward")
+        attention_backward::attention_backward(
+            self,
+            grads,
+            [dout, out, lse],
+            [q, k, v],
+            segments,
+            causal,
+            scale,
+        )
     }
 
     fn logprobs_backward(
         &self,
-        _: &mut Tensor,
-        _: Option<&mut Tensor>,
-        _: &Tensor,
-        _: &Tensor,
-        _: &Tensor,
-        _: &Tensor,
-        _: &Tensor,
-        _: f32,
+        dhidden: &mut Tensor,
+        dweight: Option<&mut Tensor>,
+        dlogp: &Tensor,
+        lse: &Tensor,
+        hidden: &Tensor,
+        weight: &Tensor,
+        targets: &Tensor,
+        temperature: f32,
     ) -> Result<()> {
-        no_kernel("logprobs_backward")
+        let given = [dlogp, lse, targets];
+        head_backward::logprobs_backward(self, dhidden, dweight, given, hidden, weight, temperature)
     }
 
     fn sq_norm(&self, out: &mut Tensor, tensors: &[&Tensor]) -> Result<()> {

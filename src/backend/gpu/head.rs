@@ -14,13 +14,13 @@ use crate::{
 use std::ops::Range;
 
 /// Rows scored at once: few enough for them to stay in the device's cache while the vocabulary passes.
-const SCORED: usize = 4096;
+pub(super) const SCORED: usize = 4096;
 
 /// Rows drawn at once where some keep their logits: they may all do.
 const KEPT: usize = 256;
 
 /// Tokens of a tile.
-const COLUMNS: usize = 128;
+pub(super) const COLUMNS: usize = 128;
 
 /// Largest vocabulary that `sample` draws from, whose numbers have 22 bits.
 const SAMPLED: usize = 1 << 22;
@@ -30,24 +30,24 @@ const JOINED: usize = 2;
 
 /// A tile as `kernels/head.cu` has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Tile {
-    kernel: &'static str,
-    rows: usize,
-    threads: u32,
-    shared: u32,
+pub(super) struct Tile {
+    pub(super) name: &'static str,
+    pub(super) rows: usize,
+    pub(super) threads: u32,
+    pub(super) shared: u32,
 }
 
 impl Tile {
-    const fn new(kernel: &'static str, rows: usize, warps: u32, stages: u32) -> Self {
-        Tile { kernel, rows, threads: warps * 32, shared: stages * (rows + COLUMNS) as u32 * 128 }
+    const fn new(name: &'static str, rows: usize, warps: u32, stages: u32) -> Self {
+        Tile { name, rows, threads: warps * 32, shared: stages * (rows + COLUMNS) as u32 * 128 }
     }
 
     /// The lowest that holds all rows: the vocabulary makes tiles enough.
-    fn of(rows: usize) -> Self {
+    pub(super) fn of(rows: usize) -> Self {
         match rows {
-            0..=16 => Tile::new("head_narrow", 16, 4, 4),
-            17..=64 => Tile::new("head_middle", 64, 8, 4),
-            _ => Tile::new("head_wide", 128, 8, 3),
+            0..=16 => Tile::new("narrow", 16, 4, 4),
+            17..=64 => Tile::new("middle", 64, 8, 4),
+            _ => Tile::new("wide", 128, 8, 3),
         }
     }
 }
@@ -233,7 +233,12 @@ fn draw_kept<R: Runtime>(
     })
 }
 
-fn check_inputs(op: &'static str, sizes: check::LinearSizes, hidden: &Tensor, weight: &Tensor) -> Result<()> {
+pub(super) fn check_inputs(
+    op: &'static str,
+    sizes: check::LinearSizes,
+    hidden: &Tensor,
+    weight: &Tensor,
+) -> Result<()> {
     expect_dtype(op, "hidden", hidden, Dtype::BF16)?;
     expect_dtype(op, "weight", weight, Dtype::BF16)?;
     if sizes.inner == 0 {
@@ -248,7 +253,7 @@ fn check_inputs(op: &'static str, sizes: check::LinearSizes, hidden: &Tensor, we
     Ok(())
 }
 
-fn parts(rows: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+pub(super) fn parts(rows: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
     (0..rows).step_by(most).map(move |start| start..rows.min(start + most))
 }
 
@@ -301,7 +306,7 @@ impl<'a, R: Runtime> Head<'a, R> {
         ]);
         let blocks = int(self.op, "the number of tiles", self.rows.len().div_ceil(tile.rows) * self.tiles)?;
         self.gpu.launch(&Launch {
-            kernel: tile.kernel,
+            kernel: &format!("head_{}", tile.name),
             grid: [blocks as u32, 1, 1],
             block: [tile.threads, 1, 1],
             shared: tile.shared,
@@ -330,7 +335,7 @@ mod tests {
     fn rows_decide_the_tile_and_fit_shared_memory() {
         for (rows, kernel) in [(1, "narrow"), (16, "narrow"), (17, "middle"), (64, "middle"), (65, "wide")] {
             let tile = Tile::of(rows);
-            assert_eq!(tile.kernel, format!("head_{kernel}"));
+            assert_eq!(tile.name, kernel);
             assert!(tile.shared <= 99 * 1024 && tile.shared >= tile.rows as u32 * 128);
         }
     }

@@ -19,9 +19,11 @@ use std::ops::Range;
 
 const OP: &str = "linear_backward";
 
-/// Stored, or added to what is there, in `enum Ending`.
+/// Stored, or added to what is there, in bf16 and in f32; in `enum Ending`.
 const STORE: i32 = 0;
+const STORE_F32: i32 = 1;
 const ADD: i32 = 2;
+const ADD_F32: i32 = 8;
 
 /// See [`crate::backend::Backend::linear_backward`].
 pub(super) fn linear_backward<R: Runtime>(
@@ -152,4 +154,21 @@ impl Outer {
         ];
         part.send(gpu, part.family, cut, 1, &arguments)
     }
+}
+
+/// out f32 `[T, K]` = dy·W, or added to, of dy bf16 `[T, N]`.
+pub(super) fn product<R: Runtime>(
+    gpu: &Gpu<R>,
+    op: &'static str,
+    out: Address,
+    add: bool,
+    dy: Address,
+    weight: &Tensor,
+    rows: usize,
+) -> Result<()> {
+    let sizes = check::LinearSizes { rows, inner: weight.rows(), columns: weight.row_len() };
+    let part = Part { op, family: OP, sizes, table: Adapters::zeroed(), hopper: false };
+    let linear = Linear { weight, bias: None, lora: &[] };
+    let ending = if add { ADD_F32 } else { STORE_F32 };
+    part.multiply(gpu, &Operands { out, x: dy, sides: &[&linear], gain: Address(0), ending }, None)
 }

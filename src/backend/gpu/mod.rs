@@ -8,6 +8,7 @@ mod activation;
 #[cfg(any(feature = "cuda", test))]
 mod arena;
 mod attention;
+mod attention_backward;
 mod column_sums;
 mod device;
 #[cfg(feature = "cuda")]
@@ -15,6 +16,7 @@ pub mod driver;
 #[cfg(feature = "emu")]
 mod emulator;
 mod head;
+mod head_backward;
 mod linear;
 mod linear_backward;
 mod linear_sm90;
