@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+#[path = "engine/random.rs"]
+mod random;
 mod support;
 
 use pellucid::backend::{Backend, cpu::Cpu};
@@ -69,7 +71,11 @@ impl World {
 }
 
 fn cpu() -> Arc<dyn Backend> {
-    Arc::new(Cpu::new(Some(2)).unwrap())
+    cpu_of(2)
+}
+
+fn cpu_of(threads: usize) -> Arc<dyn Backend> {
+    Arc::new(Cpu::new(Some(threads)).unwrap())
 }
 
 /// The backends an engine has to behave the same on.
@@ -188,8 +194,13 @@ fn a_prompt_is_read_once() {
     let mut ended = BTreeMap::new();
     engine.submit(request(&input, &drawn(5), &seeds, None)).unwrap();
     drain(&mut engine, &mut ended);
-    // The last drawn token is never run.
+    // The last drawn token is never run, and lanes do not wait for one another.
     assert_eq!(engine.totals().computed, 600 + 8 * 4);
+    assert_eq!(
+        engine.totals().passes,
+        3 + 4,
+        "256 tokens of the prompt in a pass, then a token of each lane"
+    );
     assert_eq!(ended.len(), 8);
     let texts: std::collections::BTreeSet<_> = ended.values().map(|one| one.tokens.clone()).collect();
     assert!(texts.len() > 4, "eight seeds gave {} completions", texts.len());
