@@ -223,6 +223,11 @@ class Peers:
             sides["flashinfer"] = lambda given: run(given)
         return arguments, sides
 
+    def group_attention(self, case):
+        """Without groups: every sequence reads its own copy of what it shares."""
+        rows = case["b"] * case["members"]
+        return self.paged_attention({"b": rows, "queries": 1, **{name: case[name] for name in ("keys", "h", "g", "d")}})
+
     def flashinfer_decode(self, b, keys, h, g, d):
         """Its paged decoding with tensor cores, which take every grouping; pools are made of the contiguous keys."""
         width = -(-keys // PAGE)

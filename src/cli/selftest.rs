@@ -240,6 +240,11 @@ impl Plan {
                 }
                 host.over_pages(&single)?
             }
+            Case::GroupAttention { .. } => {
+                way("each for itself", host.over_pages(&host.sequences()?)?, (0..count).collect());
+                way("row by row", host.over_pages(&single)?, rows.clone());
+                host.over_pages(&single)?
+            }
             Case::PagedAttention { .. } => {
                 if count > 1 {
                     way("row alone", host.over_pages(&single[single.len() - 1..])?, vec![count - 1]);

@@ -5,7 +5,7 @@ use super::case::Then;
 use super::make::{PLAIN, UP};
 use pellucid::{
     backend::{
-        Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProbs, LoraRows, Pages, Rope, Segments,
+        Activation, Backend, Draw, Drawn, Epilogue, Groups, Linear, LogProbs, LoraRows, Pages, Rope, Segments,
     },
     error::{Error, Result},
     tensor::{Dtype, Tensor},
@@ -150,7 +150,9 @@ impl Call {
             Op::PagedAttention => {
                 let [q, k_pool, v_pool] = inputs.all(["q", "k_pool", "v_pool"])?;
                 let [query_starts, lengths, tables] = inputs.all(["query_starts", "lengths", "tables"])?;
-                let pages = Pages { query_starts, lengths, tables, groups: None };
+                let groups = inputs.optional("group_starts").zip(inputs.optional("shared"));
+                let groups = groups.map(|(starts, shared)| Groups { starts, shared });
+                let pages = Pages { query_starts, lengths, tables, groups };
                 backend.paged_attention(out()?, Some(out()?), q, k_pool, v_pool, &pages, scale(q))
             }
             Op::GatherRows => backend.gather_rows(out()?, inputs.get("table")?, inputs.get("rows")?),

@@ -24,6 +24,8 @@ pub(crate) enum Case {
     KvAppend { t: usize, g: usize, d: usize },
     /// B sequences, each with so many new queries over so many keys.
     PagedAttention { b: usize, queries: usize, keys: usize, h: usize, g: usize, d: usize },
+    /// B groups of sequences that decode, each sequence over so many keys, the first of them its whole group's.
+    GroupAttention { b: usize, members: usize, shared: usize, keys: usize, h: usize, g: usize, d: usize },
     /// T rows out of a table `[V, C]`.
     GatherRows { t: usize, c: usize, v: usize },
     /// T rows into as many again.
@@ -67,6 +69,7 @@ impl Case {
             | Case::Sample { t, .. } => t,
             Case::Attention { b, length, .. } => b * length,
             Case::PagedAttention { b, queries, .. } => b * queries,
+            Case::GroupAttention { b, members, .. } => b * members,
         }
     }
 
@@ -90,6 +93,12 @@ impl Case {
             Case::PagedAttention { b, queries, keys, .. } => {
                 few(b, 2);
                 few(queries, 70);
+                few(keys, 600);
+            }
+            Case::GroupAttention { b, members, shared, keys, .. } => {
+                few(b, 2);
+                few(members, 3);
+                few(shared, 320);
                 few(keys, 600);
             }
             Case::GatherRows { t, v, .. } | Case::Logprobs { t, v, .. } | Case::Sample { t, v, .. } => {

@@ -45,6 +45,11 @@ impl Case {
                 let states = activation * 2 * queries * h + HELD * 2 * keys * g;
                 (b * d * states, 4 * b * pairs * h * d)
             }
+            Case::GroupAttention { b, members, shared, keys, h, g, d } => {
+                let rows = b * members;
+                let read = b * shared + rows * (keys - shared);
+                (d * (activation * 2 * rows * h + HELD * 2 * read * g), 4 * rows * keys * h * d)
+            }
             Case::GatherRows { t, c, .. } => (t * c * (HELD + activation) + WORD * t, 0),
             Case::ScatterRows { t, c } => (2 * activation * t * c + WORD * t, 0),
             Case::Logprobs { t, c, v } => (HELD * v * c + activation * t * c + 5 * WORD * t, 2 * t * c * v),
@@ -82,6 +87,11 @@ mod tests {
         let whole = Case::Attention { b: 3, length: 40, h, g, d, causal: true };
         let paged = Case::PagedAttention { b: 3, queries: 40, keys: 40, h, g, d };
         assert_eq!(whole.work(2), paged.work(2));
+        // A group that shares nothing is as many sequences.
+        let apart = Case::PagedAttention { b: 24, queries: 1, keys: 800, h, g, d };
+        let group = |shared| Case::GroupAttention { b: 3, members: 8, shared, keys: 800, h, g, d }.work(2);
+        assert_eq!(group(0), apart.work(2));
+        assert_eq!(group(0).bytes - group(640).bytes, (3 * 7 * 640 * 4 * g * d) as f64);
     }
 
     #[test]

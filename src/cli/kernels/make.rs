@@ -136,6 +136,31 @@ impl Maker {
                 self.attended(b * queries, h, d)?;
                 Op::PagedAttention
             }
+            Case::GroupAttention { b, members, shared, keys, h, g, d } => {
+                let (rows, width, common) = (b * members, keys.div_ceil(PAGE), shared / PAGE);
+                self.input("q", Activation, Rows, &[rows, h, d], 1.0)?;
+                let pages = b * common + rows * (width - common);
+                let mut numbers = random::permutation(self.next(), pages).into_iter();
+                let mut tables = Vec::with_capacity(rows * width);
+                for _ in 0..b {
+                    let prefix: Vec<i32> = numbers.by_ref().take(common).collect();
+                    for _ in 0..members {
+                        tables.extend(&prefix);
+                        tables.extend(numbers.by_ref().take(width - common));
+                    }
+                }
+                for name in ["k_pool", "v_pool"] {
+                    self.input(name, Held, Other, &[pages, g, PAGE, d], 1.0)?;
+                }
+                self.indices("query_starts", Other, &[rows + 1], &(0..=rows as i32).collect::<Vec<_>>())?;
+                self.indices("lengths", Other, &[rows], &vec![keys as i32; rows])?;
+                self.indices("tables", Other, &[rows, width], &tables)?;
+                let groups: Vec<i32> = (0..=b).map(|group| (group * members) as i32).collect();
+                self.indices("group_starts", Other, &[b + 1], &groups)?;
+                self.indices("shared", Other, &[rows], &vec![(common * PAGE) as i32; rows])?;
+                self.attended(rows, h, d)?;
+                Op::PagedAttention
+            }
             Case::GatherRows { t, c, v } => {
                 self.input("table", Held, Other, &[v, c], 1.0)?;
                 let rows = random::indices(self.next(), t, v);

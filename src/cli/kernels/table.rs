@@ -95,6 +95,8 @@ fn decoder_attention(cases: &mut Vec<Case>, decoder: &Decoder) {
     {
         cases.push(Case::PagedAttention { b, queries, keys, h, g, d });
     }
+    // 16 prompts of 600 tokens with 8 answers each: whole pages of them are shared.
+    cases.push(Case::GroupAttention { b: 16, members: 8, shared: 576, keys: CONTEXT, h, g, d });
 }
 
 /// Pictures: Qwen's windows of 8 x 8 patches and whole pictures of 1036 x 1036 pixels, InternVL's tiles of 448 x 448.
