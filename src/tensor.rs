@@ -216,11 +216,16 @@ impl Tensor {
 
     /// The same elements under another shape of equal length.
     pub fn reshaped(mut self, shape: &[usize]) -> Result<Self> {
+        self.reshape(shape).map(|()| self)
+    }
+
+    /// As [`Tensor::reshaped`], in place.
+    pub fn reshape(&mut self, shape: &[usize]) -> Result<()> {
         if byte_length(self.dtype, shape)? != self.byte_len() {
             return Err(Error::internal("reshape", format!("{:?} does not become {shape:?}", self.shape)));
         }
         self.shape = shape.to_vec();
-        Ok(self)
+        Ok(())
     }
 
     /// Gives a tensor another shape in place if its memory is its own and large enough, and says whether it was.
@@ -311,6 +316,14 @@ impl Tensor {
             Dtype::BF16 => bytemuck::cast_slice::<u8, bf16>(self.bytes()).iter().map(|&v| v.into()).collect(),
             Dtype::I32 => bytemuck::cast_slice::<u8, i32>(self.bytes()).iter().map(|&v| v.into()).collect(),
         }
+    }
+
+    /// As [`Tensor::converted`], in memory of its own whatever the dtype.
+    pub fn copied(&self, dtype: Dtype) -> Result<Tensor> {
+        let tensor = self.converted(dtype)?;
+        let mut copy = Tensor::zeros(dtype, tensor.shape())?;
+        copy.bytes_mut()?.copy_from_slice(tensor.bytes());
+        Ok(copy)
     }
 
     /// A float tensor converted to another float dtype (round to nearest even).

@@ -13,6 +13,7 @@ mod hub;
 mod json;
 mod map;
 mod processor;
+pub mod save;
 mod scan;
 mod weights;
 

@@ -10,7 +10,7 @@ mod tests;
 mod write;
 
 pub use config::{AdapterConfig, ModuleSet, Pattern};
-pub use write::write_adapter;
+pub use write::{write_adapter, write_adapter_files};
 
 use super::json::Document;
 use super::weights::{Checkpoint, TensorView};
