@@ -4,7 +4,7 @@ use super::weights::host_tensor;
 use crate::backend::{Backend, LoraRows};
 use crate::error::{Error, Result};
 use crate::format::TensorView;
-use crate::format::adapter::Adapter as AdapterFile;
+use crate::format::adapter::{Adapter as AdapterFile, canonical_module};
 use crate::format::config::DecoderConfig;
 use crate::tensor::{Dtype, Tensor};
 use std::ops::Range;
@@ -60,16 +60,16 @@ impl Projection {
 
 /// One low-rank pair.
 #[derive(Debug)]
-struct Pair {
-    a: Tensor, // [R, K]
-    b: Tensor, // [N, R]
+pub(super) struct Pair {
+    pub(super) a: Tensor, // [R, K]
+    pub(super) b: Tensor, // [N, R]
     scale: f32,
 }
 
 /// An adapter of a decoder. Its matrices are as precise as the backend has them: they are small.
 #[derive(Debug)]
 pub struct Adapter {
-    pairs: Vec<[Option<Pair>; 7]>, // L
+    pub(super) pairs: Vec<[Option<Pair>; 7]>, // L
 }
 
 /// An adapter and the packed rows it serves.
@@ -84,34 +84,90 @@ pub struct AdapterRows<'a> {
 impl Adapter {
     /// Brings a PEFT adapter to the backend; every pair must fit a linear of the decoder.
     pub fn load(backend: &dyn Backend, config: &DecoderConfig, file: &AdapterFile) -> Result<Self> {
-        let mut pairs: Vec<[Option<Pair>; 7]> = (0..config.layers).map(|_| Default::default()).collect();
+        let mut adapter = Adapter::empty(config);
         let dtype = backend.matrix(Dtype::F32);
         for (module, pair) in file.pairs() {
-            let refuse = |what: String| Err(pair.a.fault(what));
-            let Some((layer, projection)) = place(module) else {
-                return refuse(format!(
-                    "{} is not a linear of the decoder; only those can carry an adapter here",
-                    pair.module
-                ));
-            };
-            let Some(slot) = pairs.get_mut(layer).map(|block| &mut block[projection as usize]) else {
-                return refuse(format!("block {layer} of a model with {} blocks", config.layers));
-            };
-            let (outputs, inputs) = projection.shape(config);
-            let rank = pair.a.shape().first().copied().unwrap_or(0);
-            if pair.a.shape() != [rank, inputs] || pair.b.shape() != [outputs, rank] {
-                return refuse(format!(
-                    "lora_A {:?} and lora_B {:?} do not fit a linear of {inputs} inputs and {outputs} outputs; \
-                     the adapter was made for another model",
-                    pair.a.shape(),
-                    pair.b.shape()
-                ));
-            }
+            let slot = adapter.slot(config, module, &pair.module, pair.a.shape(), pair.b.shape());
+            let slot = slot.map_err(|what| pair.a.fault(what))?;
             let upload = |view: &TensorView| backend.upload(host_tensor(view, dtype)?);
             *slot = Some(Pair { a: upload(&pair.a)?, b: upload(&pair.b)?, scale: pair.scale as f32 });
         }
-        Ok(Adapter { pairs })
+        Ok(adapter)
     }
+
+    /// An adapter of these modules, each with its A, its B and its scale; host tensors in any float dtype.
+    pub fn new<'a>(
+        backend: &dyn Backend,
+        config: &DecoderConfig,
+        pairs: impl IntoIterator<Item = (&'a str, &'a Tensor, &'a Tensor, f64)>,
+    ) -> Result<Self> {
+        let mut adapter = Adapter::empty(config);
+        let dtype = backend.matrix(Dtype::F32);
+        for (module, a, b, scale) in pairs {
+            let slot = adapter.slot(config, canonical_module(module), module, a.shape(), b.shape());
+            let slot = slot.map_err(|what| Error::caller("adapter", what))?;
+            // Copies: a trainer writes to them.
+            let upload = |host: &Tensor| backend.upload(host.copied(dtype)?);
+            *slot = Some(Pair { a: upload(a)?, b: upload(b)?, scale: scale as f32 });
+        }
+        Ok(adapter)
+    }
+
+    /// Room for another adapter of the same shapes; its contents are unspecified.
+    pub fn like(&self, backend: &dyn Backend) -> Result<Self> {
+        let pair = |pair: &Pair| -> Result<Pair> {
+            let room = |tensor: &Tensor| backend.alloc(tensor.dtype(), tensor.shape());
+            Ok(Pair { a: room(&pair.a)?, b: room(&pair.b)?, scale: pair.scale })
+        };
+        let mut like = Adapter { pairs: (0..self.pairs.len()).map(|_| Default::default()).collect() };
+        for (to, from) in like.pairs.iter_mut().flatten().zip(self.pairs.iter().flatten()) {
+            *to = from.as_ref().map(pair).transpose()?;
+        }
+        Ok(like)
+    }
+
+    /// Every A and B, block by block, linear by linear.
+    pub fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
+        self.pairs.iter_mut().flatten().flatten().flat_map(|Pair { a, b, .. }| [a, b]).collect()
+    }
+
+    fn empty(config: &DecoderConfig) -> Self {
+        Adapter { pairs: (0..config.layers).map(|_| Default::default()).collect() }
+    }
+
+    /// The place of a module's pair of these shapes, or why it has none. `path` is the module's name for people.
+    fn slot(
+        &mut self,
+        config: &DecoderConfig,
+        module: &str,
+        path: &str,
+        a: &[usize],
+        b: &[usize],
+    ) -> Result<&mut Option<Pair>, String> {
+        let Some((layer, projection)) = place(module) else {
+            return Err(format!(
+                "{path} is not a linear of the decoder; only those can carry an adapter here"
+            ));
+        };
+        let (outputs, inputs) = projection.shape(config);
+        let rank = a.first().copied().unwrap_or(0);
+        if a != [rank, inputs] || b != [outputs, rank] {
+            return Err(format!(
+                "lora_A {a:?} and lora_B {b:?} do not fit a linear of {inputs} inputs and {outputs} outputs; \
+                 the adapter was made for another model"
+            ));
+        }
+        let slot = self.pairs.get_mut(layer).map(|block| &mut block[projection as usize]);
+        slot.ok_or_else(|| format!("block {layer} of a model with {} blocks", config.layers))
+    }
+}
+
+/// The linears of a decoder block: paths below the block, and their shapes `[N, K]`.
+pub fn linears(config: &DecoderConfig) -> [(&'static str, [usize; 2]); 7] {
+    Projection::ALL.map(|projection| {
+        let (outputs, inputs) = projection.shape(config);
+        (projection.module(), [outputs, inputs])
+    })
 }
 
 /// The adapters' pairs for one linear.

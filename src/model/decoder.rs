@@ -1,6 +1,10 @@
 //! One decoder, a stack of one block with toggles: Qwen2, Qwen2.5, Qwen3, Llama and the language half of the
 //! vision models differ in biases, per-head norms and the rotary frequencies, and in nothing else.
 
+mod train;
+
+pub use train::{Slopes, TrainWorkspace, train_bytes};
+
 use super::adapter::{AdapterRows, Projection, check_rows, lora_rows};
 use super::cache::KvCache;
 use super::packed::{Packed, Run, place_images};
@@ -15,33 +19,33 @@ use crate::tensor::{Dtype, Tensor};
 #[derive(Debug)]
 pub struct Decoder {
     config: DecoderConfig,
-    embedding: Tensor, // [V, C]
-    blocks: Vec<Block>,
-    norm: Tensor, // [C]
+    pub(super) embedding: Tensor, // [V, C]
+    pub(super) blocks: Vec<Block>,
+    pub(super) norm: Tensor, // [C]
     /// None where the head is the embedding.
-    head: Option<Tensor>, // [V, C]
+    pub(super) head: Option<Tensor>, // [V, C]
     rope: Rope,
 }
 
 #[derive(Debug)]
-struct Block {
-    attention_norm: Tensor,               // [C]
-    head_norms: Option<(Tensor, Tensor)>, // queries [D], keys [D]
-    ffn_norm: Tensor,                     // [C]
-    linears: [LinearWeights; 7],          // by Projection
+pub(super) struct Block {
+    pub(super) attention_norm: Tensor,               // [C]
+    pub(super) head_norms: Option<(Tensor, Tensor)>, // queries [D], keys [D]
+    pub(super) ffn_norm: Tensor,                     // [C]
+    pub(super) linears: [LinearWeights; 7],          // by Projection
 }
 
 /// Activations of one forward pass; kept between passes so that decoding does not allocate.
 #[derive(Debug)]
 pub struct Workspace {
-    hidden: Tensor,      // [T, C] the residual stream
-    normed: Tensor,      // [T, C]
-    queries: Tensor,     // [T, H, D]
-    keys: Tensor,        // [T, G, D]
-    values: Tensor,      // [T, G, D]
-    head_normed: Tensor, // [T, H, D] or [T, G, D]
-    attended: Tensor,    // [T, H, D]
-    gated: Tensor,       // [T, F]
+    hidden: Tensor,   // [T, C] the residual stream
+    normed: Tensor,   // [T, C]
+    queries: Tensor,  // [T, H, D]
+    keys: Tensor,     // [T, G, D]
+    values: Tensor,   // [T, G, D]
+    raw: [Tensor; 2], // queries and keys before their norms, where they have such
+    attended: Tensor, // [T, H, D]
+    gated: Tensor,    // [T, F]
 }
 
 impl Decoder {
@@ -116,7 +120,7 @@ impl Decoder {
             queries: empty()?,
             keys: empty()?,
             values: empty()?,
-            head_normed: empty()?,
+            raw: [empty()?, empty()?],
             attended: empty()?,
             gated: empty()?,
         })
@@ -169,6 +173,26 @@ impl Decoder {
         cache: &mut KvCache,
         work: &mut Workspace,
     ) -> Result<()> {
+        self.project(backend, layer, block, &packed.positions, adapters, work)?;
+        let (k_pool, v_pool) = (&mut cache.keys[layer], &mut cache.values[layer]);
+        backend.kv_append(k_pool, v_pool, &work.keys, &work.values, &packed.slots)?;
+        let (pages, scale) = (packed.pages(), self.attention_scale());
+        backend.paged_attention(&mut work.attended, None, &work.queries, k_pool, v_pool, &pages, scale)?;
+        let lora = lora_rows(adapters, layer, Projection::Output);
+        let output = block.linear(Projection::Output).with(&lora);
+        backend.linear(&mut work.hidden, &work.attended, &output, Epilogue::Add)
+    }
+
+    /// Queries, keys and values of norm(hidden), normed by head and turned to their positions.
+    fn project(
+        &self,
+        backend: &dyn Backend,
+        layer: usize,
+        block: &Block,
+        positions: &Tensor,
+        adapters: &[AdapterRows<'_>],
+        work: &mut Workspace,
+    ) -> Result<()> {
         let eps = self.config.rms_eps as f32;
         backend.rms_norm(&mut work.normed, &work.hidden, &block.attention_norm, eps)?;
         for (projection, out) in [
@@ -180,29 +204,20 @@ impl Decoder {
             backend.linear(out, &work.normed, &block.linear(projection).with(&lora), Epilogue::Store)?;
         }
         if let Some((queries, keys)) = &block.head_norms {
-            for (weight, states) in [(queries, &mut work.queries), (keys, &mut work.keys)] {
-                backend.fit(&mut work.head_normed, states.shape())?;
-                backend.rms_norm(&mut work.head_normed, states, weight, eps)?;
-                std::mem::swap(&mut work.head_normed, states);
+            let [raw_queries, raw_keys] = &mut work.raw;
+            let both = [(queries, &mut work.queries, raw_queries), (keys, &mut work.keys, raw_keys)];
+            for (weight, states, raw) in both {
+                backend.fit(raw, states.shape())?;
+                std::mem::swap(raw, states);
+                backend.rms_norm(states, raw, weight, eps)?;
             }
         }
-        backend.rope(&mut work.queries, &packed.positions, &self.rope, false)?;
-        backend.rope(&mut work.keys, &packed.positions, &self.rope, false)?;
-        let (k_pool, v_pool) = (&mut cache.keys[layer], &mut cache.values[layer]);
-        backend.kv_append(k_pool, v_pool, &work.keys, &work.values, &packed.slots)?;
-        let scale = (self.config.head_dim as f32).powf(-0.5);
-        backend.paged_attention(
-            &mut work.attended,
-            None,
-            &work.queries,
-            k_pool,
-            v_pool,
-            &packed.pages(),
-            scale,
-        )?;
-        let lora = lora_rows(adapters, layer, Projection::Output);
-        let output = block.linear(Projection::Output).with(&lora);
-        backend.linear(&mut work.hidden, &work.attended, &output, Epilogue::Add)
+        backend.rope(&mut work.queries, positions, &self.rope, false)?;
+        backend.rope(&mut work.keys, positions, &self.rope, false)
+    }
+
+    fn attention_scale(&self) -> f32 {
+        (self.config.head_dim as f32).powf(-0.5)
     }
 
     /// hidden += down(silu(gate(norm(hidden))) * up(norm(hidden)))
@@ -253,9 +268,20 @@ impl Decoder {
         targets: &[u32],
         temperature: f32,
     ) -> Result<LogProbs> {
-        let count = targets.len();
         let targets: Vec<i32> = targets.iter().map(|&token| token as i32).collect();
-        let targets = backend.upload(Tensor::from_slice(&[count], &targets)?)?;
+        let targets = backend.upload(Tensor::from_slice(&[targets.len()], &targets)?)?;
+        self.scores(backend, normed, &targets, temperature)
+    }
+
+    /// As [`Decoder::logprobs`], of targets that are on the backend, i32 `[T]`.
+    pub fn scores(
+        &self,
+        backend: &dyn Backend,
+        normed: &Tensor,
+        targets: &Tensor,
+        temperature: f32,
+    ) -> Result<LogProbs> {
+        let count = targets.len();
         let float = || backend.alloc(backend.statistic(), &[count]);
         let mut out = LogProbs {
             logp: float()?,
@@ -263,7 +289,7 @@ impl Decoder {
             entropy: float()?,
             greedy: backend.alloc(Dtype::I32, &[count])?,
         };
-        backend.logprobs(&mut out, normed, self.head(), &targets, temperature)?;
+        backend.logprobs(&mut out, normed, self.head(), targets, temperature)?;
         Ok(out)
     }
 
@@ -309,7 +335,7 @@ impl Block {
         })
     }
 
-    fn linear(&self, projection: Projection) -> &LinearWeights {
+    pub(super) fn linear(&self, projection: Projection) -> &LinearWeights {
         &self.linears[projection as usize]
     }
 }
@@ -317,8 +343,8 @@ impl Block {
 /// Bytes of a [`Workspace`] per row of activations in `dtype`.
 pub fn workspace_bytes_per_row(config: &DecoderConfig, dtype: Dtype) -> usize {
     let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-    let head_normed = if config.qk_norm { queries } else { 0 };
-    let widths = [2 * config.hidden, 2 * queries, 2 * keys, head_normed, config.ffn];
+    let raw = if config.qk_norm { queries + keys } else { 0 };
+    let widths = [2 * config.hidden, 2 * queries, 2 * keys, raw, config.ffn];
     widths.iter().sum::<usize>() * dtype.size()
 }
 

@@ -4,17 +4,21 @@
 mod adapter;
 mod cache;
 mod decoder;
+mod gradients;
 mod memory;
 mod packed;
+mod passages;
 mod positions;
 mod tower;
 mod weights;
 
-pub use adapter::{Adapter, AdapterRows};
+pub use adapter::{Adapter, AdapterRows, linears};
 pub use cache::{KvCache, PAGE, bytes_per_position, pages_for};
-pub use decoder::{Decoder, Workspace, workspace_bytes_per_row};
+pub use decoder::{Decoder, Slopes, TrainWorkspace, Workspace, train_bytes, workspace_bytes_per_row};
+pub use gradients::Gradients;
 pub use memory::{MemoryPlan, Tenant, divide};
 pub use packed::{Packed, PlacedImage, Run};
+pub use passages::{Passage, Passages};
 pub use positions::{ImagePlace, Positions};
 pub use tower::{PatchedImage, Tower};
 
@@ -25,6 +29,7 @@ use crate::format::adapter::Adapter as AdapterFile;
 use crate::format::config::{ModelConfig, VisionConfig};
 use crate::tensor::{Dtype, Tensor};
 use std::{cell::RefCell, path::Path, sync::Arc};
+pub(crate) use weights::host_tensor;
 use weights::{Loader, Origin};
 
 /// A model on a backend.
