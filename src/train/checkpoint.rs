@@ -1,0 +1,148 @@
+//! What a run leaves behind so that it can go on as if nothing had happened.
+//!
+//! `checkpoint-<step>/` is a PEFT adapter with the optimiser's averages and `trainer_state.json` beside it. The state
+//! holds a hash of every other file and is looked at first: a folder is whole or it is passed over.
+
+use super::lora::Lora;
+use super::optimiser::OptimiserState;
+use super::trainer::{TrainSettings, Trainer};
+use crate::error::{Error, Result};
+use crate::format::Checkpoint as Tensors;
+use crate::format::adapter::Adapter as AdapterFile;
+use crate::format::save::{replace_folder, write_file, write_tensors};
+use crate::model::{Model, host_tensor};
+use crate::tensor::Dtype;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+const STATE: &str = "trainer_state.json";
+const AVERAGES: &str = "optimizer.safetensors";
+const PREFIX: &str = "checkpoint-";
+
+/// What is in `trainer_state.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct State {
+    /// Steps of the run so far.
+    pub global_step: u64,
+    /// The optimiser's counts.
+    pub optimizer: OptimiserState,
+    /// What whoever drives the trainer has to remember: where it is in its data, what it draws with.
+    pub run: serde_json::Value,
+    /// blake3 of every other file.
+    files: BTreeMap<String, String>,
+}
+
+/// A checkpoint that is whole.
+#[derive(Debug)]
+pub struct Checkpoint {
+    folder: PathBuf,
+    /// Its state.
+    pub state: State,
+}
+
+impl Checkpoint {
+    /// Opens a checkpoint, if every byte of it is as it was written.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let path = folder.join(STATE);
+        let bytes = read(&path)?;
+        let state: State = serde_json::from_slice(&bytes)
+            .map_err(|cause| Error::file_because(&path, "is no state of a trainer", cause))?;
+        for (name, expected) in &state.files {
+            let path = folder.join(name);
+            let found = blake3::hash(&read(&path)?).to_hex();
+            if found.as_str() != expected {
+                return Err(Error::file(path, "is not what was written; use an earlier checkpoint"));
+            }
+        }
+        Ok(Checkpoint { folder: folder.to_owned(), state })
+    }
+
+    /// The newest whole checkpoint in the folder of a run. `warn` hears of those that are not.
+    pub fn latest(run: &Path, mut warn: impl FnMut(&str)) -> Result<Option<Self>> {
+        for (_, folder) in all(run)?.into_iter().rev() {
+            match Checkpoint::open(&folder) {
+                Ok(checkpoint) => return Ok(Some(checkpoint)),
+                Err(damage) => warn(&format!("{damage}; the checkpoint is passed over")),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The adapter in it.
+    pub fn lora(&self, model: &Model) -> Result<Lora> {
+        Lora::of(&model.config, &AdapterFile::open(&self.folder)?)
+    }
+
+    /// The trainer that wrote it.
+    pub fn trainer(&self, model: Arc<Model>, settings: TrainSettings) -> Result<Trainer> {
+        let lora = self.lora(&model)?;
+        let mut trainer = Trainer::new(model, lora, settings)?;
+        let averages = Tensors::open_file(&self.folder.join(AVERAGES))?;
+        let average = |name: &str| host_tensor(&averages.view(name)?, Dtype::F32);
+        trainer.restore(&self.state.optimizer, average)?;
+        Ok(trainer)
+    }
+}
+
+/// Writes `checkpoint-<step>` into the folder of a run, then removes the oldest beyond `keep`.
+pub fn save(
+    trainer: &Trainer,
+    run: &Path,
+    step: u64,
+    keep: usize,
+    more: &serde_json::Value,
+) -> Result<PathBuf> {
+    let folder = run.join(format!("{PREFIX}{step}"));
+    let (lora, averages) = (trainer.lora()?, trainer.averages()?);
+    replace_folder(&folder, |fresh| {
+        lora.write_files(fresh)?;
+        let averages = averages.iter().map(|(name, tensor)| (name.clone(), tensor)).collect();
+        write_tensors(&fresh.join(AVERAGES), averages)?;
+        let mut files = BTreeMap::new();
+        for path in entries(fresh)? {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            files.insert(name, blake3::hash(&read(&path)?).to_hex().to_string());
+        }
+        let state = State { global_step: step, optimizer: trainer.counts(), run: more.clone(), files };
+        let text = serde_json::to_vec_pretty(&state)
+            .map_err(|cause| Error::internal("checkpoint", format!("the state is no JSON: {cause}")))?;
+        write_file(&fresh.join(STATE), &text)
+    })?;
+    let saved = all(run)?;
+    for (_, old) in saved.iter().take(saved.len().saturating_sub(keep.max(1))) {
+        fs::remove_dir_all(old).map_err(|cause| Error::file_because(old, "cannot be removed", cause))?;
+    }
+    Ok(folder)
+}
+
+/// Checkpoints of a run by step, whole or not.
+fn all(run: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    if !run.exists() {
+        return Ok(Vec::new());
+    }
+    let step = |path: PathBuf| {
+        let step = path.file_name()?.to_str()?.strip_prefix(PREFIX)?.parse().ok()?;
+        Some((step, path))
+    };
+    let mut all: Vec<(u64, PathBuf)> = entries(run)?.into_iter().filter_map(step).collect();
+    all.sort();
+    Ok(all)
+}
+
+fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    let unreadable = |cause| Error::file_because(folder, "cannot be read", cause);
+    let entries = fs::read_dir(folder).map_err(unreadable)?;
+    entries.map(|entry| entry.map(|entry| entry.path()).map_err(unreadable)).collect()
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|cause| Error::file_because(path, "cannot be read", cause))
+}
