@@ -1,0 +1,106 @@
+"""LoRA gradients and ten steps of AdamW, by torch and peft, on every golden checkpoint in f32.
+
+    python tests/golden/gradients.py [CASE...]     writes CASE/training/: the adapter to begin with, gradients, losses
+
+The gradients are those of the sum of slope(i, t) times the log-prob of token t of completion i; the steps minimise the
+mean cross-entropy of all completions' tokens.
+"""
+
+import json
+import math
+import os
+import shutil
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
+
+import checkpoint
+import reference
+import weights
+from cases import CASES
+from files import write_json
+
+HERE = Path(__file__).resolve().parent
+LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+STEPS = dict(lr=2e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.01)
+CLIP = 0.5
+
+
+def slope(sample, token):
+    return math.sin(1 + 3 * sample + token) / 8
+
+
+def adapted(case, folder):
+    model = checkpoint.load(folder, torch.float32)
+    vision = hasattr(model.config, "vision_config")
+    targets = rf".*language_model.*\.({'|'.join(LINEARS)})" if vision else LINEARS
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=6, target_modules=targets))
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if "lora_" in key:
+                deviation = 0.06 if "lora_B" in key else parameter.shape[1] ** -0.5
+                random = weights.generator(case.seed, "training " + key).standard_normal(tuple(parameter.shape))
+                parameter.copy_(torch.from_numpy(deviation * random))
+    return model
+
+
+def logprobs(model, prompt, answer):
+    start = len(prompt.ids)
+    tokens = torch.tensor([prompt.ids + answer])
+    logits = model(input_ids=tokens, **prompt.inputs(tokens.shape[1])).logits[0, start - 1 : -1].float()
+    return torch.log_softmax(logits, dim=-1).gather(1, tokens[0, start:, None])[:, 0]
+
+
+def key_of(name):
+    return name.replace(".default.", ".")
+
+
+def make(name):
+    case, folder = CASES[name], HERE / name
+    out = folder / "training"
+    shutil.rmtree(out, ignore_errors=True)
+    model = adapted(case, folder / "model").eval()
+    model.peft_config["default"].base_model_name_or_path = name
+    model.save_pretrained(out)
+    (out / "README.md").unlink()
+    config = json.loads((out / "adapter_config.json").read_text())
+    if isinstance(config["target_modules"], list):
+        config["target_modules"].sort()
+    write_json(out / "adapter_config.json", config)
+
+    processor = reference.Processor(folder / "model", HERE / "images" / "files")
+    expected = json.loads((folder / "expected.json").read_text())["prompts"]
+    samples = [
+        (processor.prompt(messages), plain["completion_ids"])
+        for (messages, _), plain in zip(case.prompts.values(), expected, strict=True)
+    ]
+    parameters = {key_of(key): p for key, p in model.named_parameters() if p.requires_grad}
+    total = 0
+    for number, (prompt, answer) in enumerate(samples):
+        slopes = torch.tensor([slope(number, token) for token in range(len(answer))])
+        total = total + (slopes * logprobs(model, prompt, answer)).sum()
+    total.backward()
+    save_file({key: p.grad.clone() for key, p in parameters.items()}, out / "gradients.safetensors")
+
+    optimiser = torch.optim.AdamW(parameters.values(), **STEPS)
+    count = sum(len(answer) for _, answer in samples)
+    losses, norms = [], []
+    for _ in range(10):
+        optimiser.zero_grad()
+        loss = -sum(logprobs(model, prompt, answer).sum() for prompt, answer in samples) / count
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(parameters.values(), CLIP)))
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    write_json(out / "steps.json", {"losses": losses, "norms": norms})
+    print(name, [round(loss, 4) for loss in losses], [round(norm, 3) for norm in norms])
+
+
+for name in sys.argv[1:] or CASES:
+    make(name)

@@ -1,0 +1,434 @@
+//! Learning, held to torch and peft, to central differences and to the engine.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use pellucid::backend::{Backend, cpu::Cpu, plain::Plain};
+use pellucid::engine::{Input, ScoreRequest, score};
+use pellucid::format::adapter::{Adapter as AdapterFile, canonical_module};
+use pellucid::format::{Checkpoint, ModelFolder};
+use pellucid::model::{Gradients, Model, train_bytes};
+use pellucid::prompt::message::Message;
+use pellucid::prompt::reader::{ImageOptions, Reader, Words};
+use pellucid::prompt::template::RenderOptions;
+use pellucid::tensor::{Dtype, Tensor};
+use pellucid::train::objective::{Aggregation, Clip, Kl};
+use pellucid::train::{
+    Checkpoint as Saved, Learner, Lengths, Lora, Microbatch, Objective, OptimiserSettings, Sample,
+    TrainSettings, Trainer, pack, save,
+};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use support::golden::{Case, images};
+
+const CASES: [&str; 9] = [
+    "qwen2",
+    "qwen2_5",
+    "qwen3",
+    "llama3",
+    "smollm2",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "internvl3",
+    "internvl3_large",
+];
+
+fn cpu() -> Arc<dyn Backend> {
+    Arc::new(Cpu::new(None).unwrap())
+}
+
+/// A model, the adapter its training begins with, and the completions of its prompts.
+struct School {
+    model: Arc<Model>,
+    lora: Lora,
+    samples: Vec<Sample>,
+    folder: PathBuf,
+}
+
+impl School {
+    fn new(case: &Case, backend: Arc<dyn Backend>, dtype: Dtype) -> Self {
+        let model = Arc::new(Model::load(&case.model(), backend, Some(dtype)).unwrap());
+        let folder = ModelFolder::at(case.model());
+        let reader = Reader::open(&folder, &model.config, ImageOptions::default()).unwrap();
+        let samples = case.expected.prompts.iter().map(|prompt| {
+            let words = Words::Messages(Message::list_from_json(prompt.messages.clone()).unwrap());
+            let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+            let read = reader.read(&words, &[], &images(), &options).unwrap();
+            let input = Arc::new(Input::prepare(&model, &read).unwrap());
+            Sample { input, tokens: prompt.completion_ids.clone(), old: Vec::new(), advantage: 1.0 }
+        });
+        let samples = samples.collect();
+        let folder = case.model().with_file_name("training");
+        let lora = Lora::of(&model.config, &AdapterFile::open(&folder).unwrap()).unwrap();
+        School { model, lora, samples, folder }
+    }
+
+    /// Gradients of Σ slope(sample, token) · logp, by name.
+    fn gradients(&self, batches: &[Microbatch], slope: impl Fn(usize, usize) -> f64) -> Gradients {
+        let backend = &*self.model.backend;
+        let adapter = self.lora.adapter(backend, &self.model.config).unwrap();
+        let mut gradients = Gradients::of_adapter(backend, &adapter).unwrap();
+        let mut learner = Learner::new(self.model.clone()).unwrap();
+        for batch in batches {
+            let slopes = |reading: &pellucid::train::Reading| {
+                let row = |(number, logp): (usize, &Vec<f64>)| {
+                    (0..logp.len()).map(|token| slope(batch.samples().start + number, token)).collect()
+                };
+                Ok(reading.logp.iter().enumerate().map(row).collect())
+            };
+            learner.learn(&self.samples, batch, Some(&adapter), 1.0, slopes, &mut gradients).unwrap();
+        }
+        gradients
+    }
+
+    fn batches(&self, budget: usize) -> Vec<Microbatch> {
+        packed(&self.samples, budget)
+    }
+}
+
+fn packed(samples: &[Sample], budget: usize) -> Vec<Microbatch> {
+    let mut prompt = 0;
+    let lengths: Vec<Lengths> = samples
+        .iter()
+        .enumerate()
+        .map(|(number, sample)| {
+            if number > 0 && !Arc::ptr_eq(&samples[number - 1].input, &sample.input) {
+                prompt += 1;
+            }
+            Lengths { prompt, prompt_tokens: sample.input.tokens().len(), tokens: sample.tokens.len() }
+        })
+        .collect();
+    pack(&lengths, budget).unwrap()
+}
+
+fn fixture_slope(sample: usize, token: usize) -> f64 {
+    (1.0 + 3.0 * sample as f64 + token as f64).sin() / 8.0
+}
+
+/// ‖a − b‖ / ‖b‖.
+fn distance(ours: &[f64], theirs: &[f64]) -> f64 {
+    assert_eq!(ours.len(), theirs.len());
+    let square = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
+    let far = square(&mut ours.iter().zip(theirs).map(|(a, b)| a - b));
+    let far = (far / square(&mut theirs.iter().copied())).sqrt();
+    if far.is_nan() { f64::INFINITY } else { far }
+}
+
+#[test]
+fn gradients_are_those_of_torch_and_peft() {
+    for case in CASES.map(Case::read) {
+        let school = School::new(&case, cpu(), Dtype::F32);
+        let theirs = Checkpoint::open_file(&school.folder.join("gradients.safetensors")).unwrap();
+        let theirs: BTreeMap<String, Vec<f64>> = theirs
+            .views()
+            .map(|view| {
+                let name = view.name().trim_start_matches("base_model.model.").trim_end_matches(".weight");
+                let values: &[f32] = bytemuck::cast_slice(view.bytes());
+                (canonical_module(name).to_owned(), values.iter().map(|&value| value.into()).collect())
+            })
+            .collect();
+        let ours = school.gradients(&school.batches(4096), fixture_slope);
+        let names = school.lora.names();
+        assert_eq!(names.len(), theirs.len(), "{}", case.name);
+        for (name, tensor) in names.iter().zip(ours.tensors()) {
+            let far = distance(&tensor.to_f64(), &theirs[canonical_module(name)]);
+            assert!(far < 1e-4, "{} {name}: off by {far:e}", case.name);
+        }
+    }
+}
+
+fn settings(objective: Objective, optimiser: OptimiserSettings) -> TrainSettings {
+    TrainSettings { objective, optimiser, microbatch_tokens: 4096, updates: 1 }
+}
+
+fn objective() -> Objective {
+    Objective {
+        clip: Clip { low: 0.2, high: 0.2, dual: None },
+        kl: None,
+        aggregation: Aggregation::SeqMeanTokenMean,
+        temperature: 1.0,
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Steps {
+    losses: Vec<f64>,
+    norms: Vec<f64>,
+}
+
+#[test]
+fn ten_steps_lose_what_torch_loses() {
+    for case in CASES.map(Case::read) {
+        let school = School::new(&case, cpu(), Dtype::F32);
+        let text = std::fs::read_to_string(school.folder.join("steps.json")).unwrap();
+        let theirs: Steps = serde_json::from_str(&text).unwrap();
+        let optimiser = OptimiserSettings {
+            learning_rate: 2e-3,
+            betas: [0.9, 0.99],
+            weight_decay: 0.01,
+            max_grad_norm: 0.5,
+            ..OptimiserSettings::default()
+        };
+        let mut trainer =
+            Trainer::new(school.model.clone(), school.lora, settings(objective(), optimiser)).unwrap();
+        for (step, (loss, norm)) in theirs.losses.iter().zip(&theirs.norms).enumerate() {
+            let stats = trainer.supervise(&school.samples).unwrap();
+            let (far, off) = ((stats.loss - loss).abs(), (stats.grad_norm / norm - 1.0).abs());
+            assert!(far < 1e-4, "{} step {step}: loss {} for {loss}", case.name, stats.loss);
+            assert!(off < 1e-3, "{} step {step}: norm {} for {norm}", case.name, stats.grad_norm);
+        }
+        assert!(theirs.losses[9] < theirs.losses[0] - 0.1, "{}: nothing was learned", case.name);
+    }
+}
+
+/// The whole walk in f64 against central differences, over prompts that are shared and a temperature.
+#[test]
+fn a_whole_model_agrees_with_central_differences() {
+    for name in ["qwen3", "qwen2_5_vl"] {
+        let case = Case::read(name);
+        let backend: Arc<dyn Backend> = Arc::new(Plain::<f64>::default());
+        let mut school = School::new(&case, backend.clone(), Dtype::F32);
+        let last = school.samples.pop().unwrap();
+        let second = Sample { tokens: last.tokens.iter().rev().copied().collect(), ..last.clone() };
+        school.samples = vec![last, second];
+        let batches = school.batches(4096);
+        let loss = |lora: &Lora| -> f64 {
+            let adapter = lora.adapter(&*backend, &school.model.config).unwrap();
+            let mut learner = Learner::new(school.model.clone()).unwrap();
+            let logp = learner.read(&school.samples, &batches[0], Some(&adapter), 1.0).unwrap().logp;
+            let rows = logp.iter().enumerate();
+            rows.map(|(i, row)| row.iter().enumerate().map(|(t, l)| fixture_slope(i, t) * l).sum::<f64>())
+                .sum()
+        };
+        let gradients = school.gradients(&batches, fixture_slope);
+        let gradients: Vec<Vec<f64>> = gradients.tensors().iter().map(|tensor| tensor.to_f64()).collect();
+        // One element of every matrix, a different one each.
+        for (number, (name, gradient)) in school.lora.names().iter().zip(&gradients).enumerate() {
+            let element = number * 37 % gradient.len();
+            let moved = |by: f32| {
+                let mut lora = school.lora.clone();
+                let mut tensors: Vec<Tensor> = lora.tensors().cloned().collect();
+                let mut values = tensors[number].as_slice::<f32>().unwrap().to_vec();
+                values[element] += by;
+                tensors[number] = Tensor::from_slice(tensors[number].shape(), &values).unwrap();
+                lora.replace(tensors).unwrap();
+                (loss(&lora), f64::from(values[element]))
+            };
+            let ((up, above), (down, below)) = (moved(1e-3), moved(-1e-3));
+            let slope = (up - down) / (above - below);
+            let far = (slope - gradient[element]).abs();
+            assert!(far <= 1e-5 * slope.abs() + 1e-7, "{name}[{element}]: {} for {slope}", gradient[element]);
+        }
+    }
+}
+
+/// Three completions of each prompt, the first in full.
+fn groups(school: &School) -> Vec<Sample> {
+    let cut = |sample: &Sample, at: usize| Sample { tokens: sample.tokens[at..].to_vec(), ..sample.clone() };
+    school.samples.iter().flat_map(|sample| [cut(sample, 0), cut(sample, 2), cut(sample, 1)]).collect()
+}
+
+/// The promise: what a trainer reads is what the engine scores, bit for bit, with prompts shared or not, in microbatches of any size.
+#[test]
+fn log_probs_are_the_engines() {
+    for (name, dtype) in [("qwen3", Dtype::F32), ("qwen2_5_vl", Dtype::BF16), ("internvl3", Dtype::BF16)] {
+        let mut school = School::new(&Case::read(name), cpu(), dtype);
+        school.samples = groups(&school);
+        let adapter = school.lora.adapter(&*school.model.backend, &school.model.config).unwrap();
+        let mut learner = Learner::new(school.model.clone()).unwrap();
+        for (adapter, temperature) in [(Some(&adapter), 1.0), (Some(&adapter), 0.7), (None, 1.0)] {
+            let requests: Vec<ScoreRequest> = school
+                .samples
+                .iter()
+                .map(|sample| {
+                    ScoreRequest::new(&school.model, sample.input.clone(), sample.tokens.clone()).unwrap()
+                })
+                .collect();
+            let scores = score(&school.model, adapter, &requests, temperature, 100).unwrap();
+            let longest =
+                school.samples.iter().map(|s| s.input.tokens().len() + s.tokens.len()).max().unwrap();
+            for budget in [longest, 2 * longest, 10_000] {
+                for batch in school.batches(budget) {
+                    let reading = learner.read(&school.samples, &batch, adapter, temperature).unwrap();
+                    for (number, logp) in batch.samples().zip(&reading.logp) {
+                        let scored: Vec<f64> = scores[number].logprobs.iter().map(|&l| l.into()).collect();
+                        assert_eq!(*logp, scored, "{name} sample {number}, {budget} tokens a pass");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A shared prompt is computed once and its gradient is the sum; microbatches add up to the batch.
+#[test]
+fn gradients_do_not_depend_on_packing() {
+    let mut school = School::new(&Case::read("qwen2_5_vl"), cpu(), Dtype::F32);
+    school.samples = groups(&school);
+    let together = school.batches(10_000);
+    assert_eq!(together.len(), 1);
+    let whole = school.gradients(&together, fixture_slope);
+    let longest = school.samples.iter().map(|s| s.input.tokens().len() + s.tokens.len()).max().unwrap();
+    let small = school.batches(longest);
+    assert!(small.len() > 3);
+    let apart: Vec<Microbatch> = (0..school.samples.len())
+        .map(|number| {
+            let sample = &school.samples[number];
+            let tokens = sample.input.tokens().len() + sample.tokens.len() - 1;
+            Microbatch { groups: vec![number..number + 1], tokens }
+        })
+        .collect();
+    let tokens = |batches: &[Microbatch]| batches.iter().map(|batch| batch.tokens).sum::<usize>();
+    assert!(tokens(&apart) > 2 * tokens(&together), "{} and {}", tokens(&apart), tokens(&together));
+    for batches in [small, apart] {
+        let parts = school.gradients(&batches, fixture_slope);
+        for ((name, ours), theirs) in school.lora.names().iter().zip(parts.tensors()).zip(whole.tensors()) {
+            let far = distance(&ours.to_f64(), &theirs.to_f64());
+            assert!(far < 1e-6, "{name}: off by {far:e}");
+        }
+    }
+}
+
+/// Samples as a sampler gives them: with its log-probs, graded.
+fn graded(school: &School) -> Vec<Sample> {
+    let adapter = school.lora.adapter(&*school.model.backend, &school.model.config).unwrap();
+    let samples = groups(school);
+    let request = |sample: &Sample| {
+        ScoreRequest::new(&school.model, sample.input.clone(), sample.tokens.clone()).unwrap()
+    };
+    let requests: Vec<ScoreRequest> = samples.iter().map(request).collect();
+    let scores = score(&school.model, Some(&adapter), &requests, 1.0, 4096).unwrap();
+    let old = samples.into_iter().zip(scores).enumerate();
+    old.map(|(number, (sample, score))| Sample {
+        old: score.logprobs,
+        advantage: [1.0, -0.4, -0.6][number % 3],
+        ..sample
+    })
+    .collect()
+}
+
+fn reinforce() -> TrainSettings {
+    let kl = Some((Kl::K3, 0.04));
+    let optimiser =
+        OptimiserSettings { learning_rate: 1e-3, warmup_steps: 2, ..OptimiserSettings::default() };
+    TrainSettings {
+        updates: 2,
+        microbatch_tokens: 300,
+        ..settings(Objective { kl, ..objective() }, optimiser)
+    }
+}
+
+#[test]
+fn completions_with_better_rewards_become_likelier() {
+    let school = School::new(&Case::read("qwen2_5_vl"), cpu(), Dtype::BF16);
+    let samples = graded(&school);
+    let mut trainer = Trainer::new(school.model.clone(), school.lora.clone(), reinforce()).unwrap();
+    let first = trainer.step(&samples).unwrap();
+    assert_eq!(first.len(), 2);
+    assert_eq!(first[0].sampling_difference, 0.0, "the sampler's log-probs are ours");
+    assert_eq!(first[0].clip_fraction, 0.0, "the ratio is 1");
+    assert!(first[0].kl > 0.0 && first[0].entropy > 0.0 && first[0].grad_norm > 0.0, "{first:?}");
+    assert!(first[1].sampling_difference > 0.0, "the first update moved nothing");
+    for _ in 0..10 {
+        trainer.step(&samples).unwrap();
+    }
+    let adapter = trainer.adapter();
+    let mut learner = Learner::new(school.model.clone()).unwrap();
+    let batches = packed(&samples, 10_000);
+    let now = learner.read(&samples, &batches[0], Some(&adapter), 1.0).unwrap().logp;
+    for (sample, now) in samples.iter().zip(now) {
+        let change = now.iter().sum::<f64>() - sample.old.iter().map(|&old| f64::from(old)).sum::<f64>();
+        assert!(change * sample.advantage > 0.0, "advantage {}, change {change}", sample.advantage);
+    }
+}
+
+#[test]
+fn a_run_that_is_interrupted_goes_on_bit_for_bit() {
+    let school = School::new(&Case::read("qwen3"), cpu(), Dtype::BF16);
+    let samples = graded(&school);
+    let start = || Trainer::new(school.model.clone(), school.lora.clone(), reinforce()).unwrap();
+    let tensors = |trainer: &Trainer| -> Vec<Vec<u8>> {
+        trainer.lora().unwrap().tensors().map(|tensor| tensor.bytes().to_vec()).collect()
+    };
+    let mut straight = start();
+    let mut expected: Vec<_> = (0..6).map(|_| straight.step(&samples).unwrap()).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let mut trainer = start();
+    for step in 1..=3 {
+        trainer.step(&samples).unwrap();
+        save(&trainer, folder.path(), step, 2, &serde_json::json!({"cursor": step})).unwrap();
+    }
+    drop(trainer);
+    let names = |folder: &Path| {
+        let mut names: Vec<String> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(folder.path()), ["checkpoint-2", "checkpoint-3"]);
+
+    // A damaged checkpoint is passed over, and said.
+    let damaged = folder.path().join("checkpoint-3/adapter_model.safetensors");
+    let mut bytes = std::fs::read(&damaged).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&damaged, &bytes).unwrap();
+    std::fs::create_dir(folder.path().join("checkpoint-9")).unwrap();
+    let mut warnings = Vec::new();
+    let found = Saved::latest(folder.path(), |warning| warnings.push(warning.to_owned())).unwrap().unwrap();
+    assert!(found.folder().ends_with("checkpoint-2"), "{found:?}");
+    assert!(warnings[0].contains("checkpoint-9") && warnings[1].contains("checkpoint-3"), "{warnings:?}");
+    assert_eq!(found.state.run["cursor"], 2);
+
+    let mut resumed = found.trainer(school.model.clone(), reinforce()).unwrap();
+    let rest: Vec<_> = (2..6).map(|_| resumed.step(&samples).unwrap()).collect();
+    assert_eq!(rest, expected.split_off(2));
+    assert_eq!(tensors(&resumed), tensors(&straight));
+    assert_eq!(resumed.counts(), straight.counts());
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_moves_nothing_and_is_named() {
+    let school = School::new(&Case::read("qwen2"), cpu(), Dtype::F32);
+    let mut samples = graded(&school);
+    let optimiser = OptimiserSettings { max_bad_steps: 2, ..OptimiserSettings::default() };
+    let settings = settings(objective(), optimiser);
+    let mut trainer = Trainer::new(school.model.clone(), school.lora.clone(), settings).unwrap();
+    let before = trainer.adapter();
+    samples[1].advantage = 1e300;
+    let stats = trainer.step(&samples).unwrap().remove(0);
+    let name = stats.bad.expect("is named");
+    assert!(school.lora.names().contains(&name), "{name}");
+    assert!(Arc::ptr_eq(&before, &trainer.adapter()));
+    let stopped = trainer.step(&samples).unwrap_err().to_string();
+    assert!(stopped.contains("2 steps in a row") && stopped.contains("lora_"), "{stopped}");
+    samples[1].advantage = f64::NAN;
+    let refused = trainer.step(&samples).unwrap_err().to_string();
+    assert!(refused.contains("sample 1") && refused.contains("NaN"), "{refused}");
+    samples.clear();
+    assert!(trainer.step(&samples).unwrap_err().to_string().contains("no completions"));
+}
+
+#[test]
+fn activations_take_what_was_planned() {
+    for (name, dtype) in [("qwen3", Dtype::F32), ("qwen2_5", Dtype::BF16)] {
+        let school = School::new(&Case::read(name), cpu(), dtype);
+        let samples = graded(&school);
+        let mut trainer = Trainer::new(school.model.clone(), school.lora.clone(), reinforce()).unwrap();
+        let mut held = Vec::new();
+        for _ in 0..4 {
+            trainer.step(&samples).unwrap();
+            held.push(trainer.activation_bytes());
+        }
+        assert!(held.iter().all(|&bytes| bytes == held[0]), "{held:?}");
+        let rows = packed(&samples, 300).iter().map(|batch| batch.tokens).max().unwrap();
+        let cache = school.model.decoder.cache_dtype(&*school.model.backend);
+        let planned = train_bytes(school.model.decoder.config(), Dtype::F32, cache, rows);
+        assert!(held[0].abs_diff(planned) * 20 <= planned, "{name}: {} for {planned}", held[0]);
+    }
+}
