@@ -279,7 +279,7 @@ fn gradients_do_not_depend_on_packing() {
         .map(|number| {
             let sample = &school.samples[number];
             let tokens = sample.input.tokens().len() + sample.tokens.len() - 1;
-            Microbatch { groups: vec![number..number + 1], tokens }
+            Microbatch::of(number..number + 1, tokens)
         })
         .collect();
     let tokens = |batches: &[Microbatch]| batches.iter().map(|batch| batch.tokens).sum::<usize>();

@@ -13,6 +13,11 @@ pub struct Microbatch {
 }
 
 impl Microbatch {
+    /// Samples of one prompt.
+    pub fn of(samples: Range<usize>, tokens: usize) -> Self {
+        Microbatch { groups: std::iter::once(samples).collect(), tokens }
+    }
+
     /// Its samples.
     pub fn samples(&self) -> Range<usize> {
         let first = self.groups.first().map_or(0, |group| group.start);
@@ -55,7 +60,7 @@ pub fn pack(samples: &[Lengths], budget: usize) -> Result<Vec<Microbatch>> {
                     _ => batch.groups.push(number..number + 1),
                 }
             }
-            _ => batches.push(Microbatch { groups: vec![number..number + 1], tokens: alone }),
+            _ => batches.push(Microbatch::of(number..number + 1, alone)),
         }
     }
     Ok(batches)
@@ -78,7 +83,7 @@ mod tests {
     #[test]
     fn a_prompt_counts_once_in_a_microbatch_and_again_in_the_next() {
         let batches = pack(&samples(&[(600, &[201; 8])]), 600 + 8 * 200).expect("fits");
-        assert_eq!(batches, [Microbatch { groups: vec![0..8], tokens: 2200 }]);
+        assert_eq!(batches, [Microbatch::of(0..8, 2200)]);
         let batches = pack(&samples(&[(600, &[201; 8])]), 1000).expect("fits");
         let tokens: Vec<usize> = batches.iter().map(|batch| batch.tokens).collect();
         assert_eq!(tokens, [1000; 4]);
