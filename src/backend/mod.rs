@@ -223,6 +223,12 @@ pub trait Backend: fmt::Debug + Send + Sync {
     fn linear(&self, out: &mut Tensor, x: &Tensor, linear: &Linear<'_>, epilogue: Epilogue<'_>)
     -> Result<()>;
 
+    /// Several linears of one x, all stored; the same as one after the other.
+    fn linears(&self, outs: &mut [&mut Tensor], x: &Tensor, linears: &[Linear<'_>]) -> Result<()> {
+        let mut each = outs.iter_mut().zip(linears);
+        each.try_for_each(|(out, linear)| self.linear(out, x, linear, Epilogue::Store))
+    }
+
     /// out = f(gate(x)) ∘ up(x). out `[T, F]`, x `[T, C]`.
     fn gated_linear(
         &self,

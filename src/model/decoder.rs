@@ -14,6 +14,7 @@ use crate::backend::{Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProb
 use crate::error::{Error, Result};
 use crate::format::config::DecoderConfig;
 use crate::tensor::{Dtype, Tensor};
+use std::array::from_fn;
 
 /// The weights of a decoder.
 #[derive(Debug)]
@@ -195,14 +196,11 @@ impl Decoder {
     ) -> Result<()> {
         let eps = self.config.rms_eps as f32;
         backend.rms_norm(&mut work.normed, &work.hidden, &block.attention_norm, eps)?;
-        for (projection, out) in [
-            (Projection::Query, &mut work.queries),
-            (Projection::Key, &mut work.keys),
-            (Projection::Value, &mut work.values),
-        ] {
-            let lora = lora_rows(adapters, layer, projection);
-            backend.linear(out, &work.normed, &block.linear(projection).with(&lora), Epilogue::Store)?;
-        }
+        let projections = [Projection::Query, Projection::Key, Projection::Value];
+        let lora = projections.map(|projection| lora_rows(adapters, layer, projection));
+        let linears: [_; 3] = from_fn(|at| block.linear(projections[at]).with(&lora[at]));
+        let outs = &mut [&mut work.queries, &mut work.keys, &mut work.values];
+        backend.linears(outs, &work.normed, &linears)?;
         if let Some((queries, keys)) = &block.head_norms {
             let [raw_queries, raw_keys] = &mut work.raw;
             let both = [(queries, &mut work.queries, raw_queries), (keys, &mut work.keys, raw_keys)];

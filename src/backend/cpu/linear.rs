@@ -80,6 +80,29 @@ pub(super) fn linear(
     Ok(())
 }
 
+/// See [`crate::backend::Backend::linears`]: the threads meet once for all of them.
+pub(super) fn linears(cpu: &Cpu, outs: &mut [&mut Tensor], x: &Tensor, linears: &[Linear<'_>]) -> Result<()> {
+    const OP: &str = "linear";
+    let (inner, values) = (x.row_len(), floats(OP, "x", x)?);
+    let x_rows = prepare(cpu, Cow::Borrowed(values), inner, linears.iter().any(is_narrow));
+    let mut layers = Vec::with_capacity(linears.len());
+    let mut pieces = Vec::new();
+    for (at, (out, linear)) in outs.iter_mut().zip(linears).enumerate() {
+        let sizes = check::linear(OP, out, x, linear, Epilogue::Store)?;
+        layers.push(Layer::prepare(cpu, OP, &x_rows, linear)?);
+        let out = floats_mut(OP, "out", out)?;
+        let tiles = tiles(out, sizes.columns, HEIGHT, |left| width(cpu, sizes.rows, left, inner));
+        pieces.extend(tiles.into_iter().map(|tile| (at, tile)));
+    }
+    with_isa!(cpu.level, isa => cpu.spread(pieces, |(at, tile)| {
+        isa.run(#[inline(always)] || {
+            let y = layers[at].tile(isa, &x_rows, &tile);
+            finish_tile(tile, &y, &Finish::Store);
+        });
+    }));
+    Ok(())
+}
+
 /// See [`crate::backend::Backend::gated_linear`].
 pub(super) fn gated_linear(
     cpu: &Cpu,

@@ -124,6 +124,10 @@ impl Backend for Cpu {
         linear::linear(self, out, x, linear, epilogue)
     }
 
+    fn linears(&self, outs: &mut [&mut Tensor], x: &Tensor, linears: &[Linear<'_>]) -> Result<()> {
+        linear::linears(self, outs, x, linears)
+    }
+
     fn gated_linear(
         &self,
         out: &mut Tensor,
@@ -176,7 +180,7 @@ impl Backend for Cpu {
         v: &Tensor,
         slots: &Tensor,
     ) -> Result<()> {
-        rows::kv_append(k_pool, v_pool, k, v, slots)
+        rows::kv_append(self, k_pool, v_pool, k, v, slots)
     }
 
     fn paged_attention(

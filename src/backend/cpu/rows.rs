@@ -1,6 +1,10 @@
 //! Moving rows: embeddings, image features, keys and values into their pages.
 
-use super::math;
+use super::{
+    Cpu,
+    isa::{Isa, with_isa},
+    math,
+};
 use crate::{
     backend::check,
     error::{Error, Result},
@@ -28,6 +32,7 @@ pub(super) fn scatter_rows(out: &mut Tensor, source: &Tensor, rows: &Tensor) -> 
 
 /// See [`crate::backend::Backend::kv_append`].
 pub(super) fn kv_append(
+    cpu: &Cpu,
     k_pool: &mut Tensor,
     v_pool: &mut Tensor,
     k: &Tensor,
@@ -46,11 +51,16 @@ pub(super) fn kv_append(
             })
         })
     };
-    copy(OP, k_pool, k, pool.head_dim, moves())?;
-    copy(OP, v_pool, v, pool.head_dim, moves())
+    let mut results = [Ok(()), Ok(())];
+    let pieces = [(k_pool, k), (v_pool, v)].into_iter().zip(&mut results).collect();
+    with_isa!(cpu.level, isa => cpu.spread(pieces, |((pool_of, rows), result)| {
+        isa.run(#[inline(always)] || *result = copy(OP, pool_of, rows, pool.head_dim, moves()));
+    }));
+    results.into_iter().collect()
 }
 
-/// Copies pieces of `len` elements, by number: (to, from).
+/// Copies pieces of `len` elements, by number: (to, from). Inline, so that it is compiled for the caller's instructions.
+#[inline(always)]
 fn copy(
     op: &'static str,
     out: &mut Tensor,
@@ -58,6 +68,7 @@ fn copy(
     len: usize,
     moves: impl Iterator<Item = (usize, usize)>,
 ) -> Result<()> {
+    #[inline(always)]
     fn each<A: Copy, B>(
         out: &mut [B],
         source: &[A],
