@@ -6,7 +6,7 @@
 
 use super::{
     Backend,
-    philox::{gumbel, gumbels},
+    philox::{MOST, gumbel, gumbels},
 };
 use crate::{
     error::{Error, Result},
@@ -102,17 +102,23 @@ impl Draw<'_> {
         !self.penalises() && !self.filters(vocabulary)
     }
 
-    /// The winner among tempered logits of the tokens from `first` on, a multiple of 4: the score and the token.
-    pub fn best(&self, first: u32, tempered: &[f32]) -> (f32, u32) {
+    /// The winner among tempered logits of the tokens from `first` on, a multiple of 4: the score and the token. Who
+    /// cannot reach `floor`, a score that somebody has, may be left out: noise is never above [`MOST`].
+    pub fn best(&self, first: u32, tempered: &[f32], floor: f32) -> (f32, u32) {
         if self.is_greedy() {
-            return largest((first..).zip(tempered.iter().copied()));
+            return largest((f32::NEG_INFINITY, first), (first..).zip(tempered.iter().copied()));
         }
-        let quads = tempered.chunks(4).zip(first / 4..);
-        let noisy = quads.flat_map(|(logits, quad)| {
+        let mut best = (f32::NEG_INFINITY, first);
+        for (quad, logits) in (first / 4..).zip(tempered.chunks(4)) {
+            let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max) + MOST;
+            if highest < floor || highest < best.0 {
+                continue;
+            }
             let noise = gumbels(self.seed, self.position, quad);
-            logits.iter().zip(noise).map(|(logit, noise)| logit + noise)
-        });
-        largest((first..).zip(noisy))
+            best =
+                largest(best, (4 * quad..).zip(logits.iter().zip(noise).map(|(logit, noise)| logit + noise)));
+        }
+        best
     }
 
     /// Draws from a row of finite logits, which are used up.
@@ -122,10 +128,10 @@ impl Draw<'_> {
         }
         logits.iter_mut().for_each(|logit| *logit /= self.divisor());
         if !self.filters(logits.len()) {
-            return self.best(0, logits).1;
+            return self.best(0, logits, f32::NEG_INFINITY).1;
         }
         let noisy = |token: u32| (token, logits[token as usize] + gumbel(self.seed, self.position, token));
-        largest(self.kept(logits).into_iter().map(noisy)).1
+        largest((f32::NEG_INFINITY, 0), self.kept(logits).into_iter().map(noisy)).1
     }
 
     /// The tokens the filters leave of tempered logits, the likeliest first.
@@ -166,14 +172,9 @@ fn penalise(logits: &mut [f32], seen: &[u32], penalty: f32) {
     }
 }
 
-/// The largest score and its token, the first among equals.
-fn largest(scores: impl Iterator<Item = (u32, f32)>) -> (f32, u32) {
-    scores.fold(
-        (f32::NEG_INFINITY, 0),
-        |best, (token, score)| {
-            if score > best.0 { (score, token) } else { best }
-        },
-    )
+/// The largest score and its token: the best so far or the first among equals.
+fn largest(best: (f32, u32), scores: impl Iterator<Item = (u32, f32)>) -> (f32, u32) {
+    scores.fold(best, |best, (token, score)| if score > best.0 { (score, token) } else { best })
 }
 
 /// Results of [`Backend::sample`], each `[B]`.
@@ -277,13 +278,23 @@ mod tests {
 
     #[test]
     fn tokens_are_drawn_alike_whole_and_in_parts() {
-        let logits: Vec<f32> = (0..103u32).map(|token| gumbel(1, 2, token)).collect();
-        for position in 0..50 {
+        // So far apart that most tokens cannot win, and so that some can.
+        let logits: Vec<f32> = (0..103u32).map(|token| 8.0 * gumbel(1, 2, token)).collect();
+        for position in 0..500 {
             let draw = Draw { seed: 3, position, ..Draw::default() };
-            let parts = [0, 40, 80]
-                .map(|first| draw.best(first, &logits[first as usize..][..40.min(103 - first as usize)]));
-            let best = parts.into_iter().reduce(|a, b| if b.0 > a.0 { b } else { a }).unwrap();
-            assert_eq!(best.1, pick(draw, &logits));
+            let slow = (0..).zip(&logits).map(|(token, logit)| (token, logit + gumbel(3, position, token)));
+            let slow = largest((f32::NEG_INFINITY, 0), slow);
+            for order in [[0, 40, 80], [80, 0, 40]] {
+                let mut floor = f32::NEG_INFINITY;
+                let parts = order.map(|first| {
+                    let best =
+                        draw.best(first, &logits[first as usize..][..40.min(103 - first as usize)], floor);
+                    floor = floor.max(best.0);
+                    best
+                });
+                assert!(parts.contains(&slow) && parts.iter().all(|part| part.0 <= slow.0));
+            }
+            assert_eq!(slow.1, pick(draw, &logits));
         }
     }
 

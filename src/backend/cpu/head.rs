@@ -3,17 +3,22 @@
 use super::{
     Cpu,
     isa::{Isa, with_isa},
-    linear::{self, prepare},
+    linear::prepare,
     math,
     scratch::Scratch,
-    values::{Matrix, floats, floats_mut},
+    tile::tiles,
+    values::{Matrix, Rows, floats, floats_mut},
 };
 use crate::{
-    backend::{Draw, Drawn, Epilogue, Linear, LogProbs, check},
+    backend::{Draw, Drawn, LogProbs, check},
     error::Result,
     tensor::{Dtype, Tensor},
 };
-use std::{borrow::Cow, ops::Range};
+use std::{
+    borrow::Cow,
+    ops::Range,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+};
 
 /// Tokens per block of the vocabulary; part of the order of summation.
 const BLOCK: usize = 512;
@@ -50,8 +55,11 @@ impl Summary {
         let greatest = math::greatest(logits);
         let greedy = logits.iter().position(|&logit| logit == greatest).unwrap_or(0);
         logits.iter_mut().for_each(|logit| *logit -= greatest);
-        let weighted = math::sum(logits, |x| if x > f32::NEG_INFINITY { math::exp(x) * x } else { 0.0 });
-        let sum = math::sum(logits, math::exp);
+        let weighted = |x: f32, power: f32| if x > f32::NEG_INFINITY { power * x } else { 0.0 };
+        let [sum, weighted] = math::sums(logits, |x| {
+            let power = math::exp(x);
+            [power, weighted(x, power)]
+        });
         Summary { greatest, greedy: block.start + greedy, sum, weighted, target }
     }
 
@@ -83,17 +91,29 @@ impl Summary {
 }
 
 impl Leader {
-    /// Of one block's logits. One that is not finite leads under the complement of its token; with a penalty or
-    /// filters nobody else does.
-    fn of(draw: &Draw<'_>, columns: usize, first: usize, logits: &[f32], tempered: &[f32]) -> Self {
-        if let Some(bad) = logits.iter().position(|logit| !logit.is_finite()) {
-            return Leader { score: f32::INFINITY, token: !((first + bad) as i32), logit: logits[bad] };
+    /// Of one block's logits, which become tempered ones. One that is not finite leads under the complement of its
+    /// token; with a penalty or filters nobody else does. `floor`: see [`Draw::best`].
+    #[inline(always)]
+    fn of(draw: &Draw<'_>, columns: usize, first: usize, logits: &mut [f32], floor: f32) -> Self {
+        // 0 times what is not finite is not 0.
+        let finite = math::sum(logits, |logit| 0.0 * logit) == 0.0;
+        let bad = logits.iter().position(|logit| !finite && !logit.is_finite());
+        let bad = bad.map(|at| (!((first + at) as i32), logits[at]));
+        let divisor = draw.divisor();
+        logits.iter_mut().for_each(|logit| *logit /= divisor);
+        match bad {
+            Some((token, logit)) => Leader { score: f32::INFINITY, token, logit },
+            None if !draw.is_plain(columns) => Leader { score: f32::NEG_INFINITY, token: 0, logit: 0.0 },
+            None if draw.is_greedy() => {
+                let logit = math::greatest(logits);
+                let at = logits.iter().position(|&other| other == logit).unwrap_or(0);
+                Leader { score: logit, token: (first + at) as i32, logit: logits[at] }
+            }
+            None => {
+                let (score, token) = draw.best(first as u32, logits, floor);
+                Leader { score, token: token as i32, logit: logits[token as usize - first] }
+            }
         }
-        if !draw.is_plain(columns) {
-            return Leader { score: f32::NEG_INFINITY, token: 0, logit: 0.0 };
-        }
-        let (score, token) = draw.best(first as u32, tempered);
-        Leader { score, token: token as i32, logit: tempered[token as usize - first] }
     }
 
     /// Of this and then the next block's.
@@ -164,69 +184,76 @@ pub(super) fn sample(
 ) -> Result<()> {
     const OP: &str = "sample";
     let sizes = check::sample(out, hidden, weight, draws)?;
+    let x = floats(OP, "hidden", hidden)?;
+    let x = prepare(cpu, Cow::Borrowed(x), sizes.inner, weight.dtype() == Dtype::BF16);
+    let weight = Matrix::of(OP, "weight", weight)?;
     let token = out.token.as_mut_slice::<i32>()?;
     let logp = floats_mut(OP, "logp", &mut out.logp)?;
     let mut entropy = out.entropy.as_mut().map(|entropy| floats_mut(OP, "entropy", entropy)).transpose()?;
-    let head = Linear { weight, bias: None, lora: &[] };
     for first in (0..sizes.rows).step_by(HEIGHT) {
         let rows = first..sizes.rows.min(first + HEIGHT);
-        let mut logits = Tensor::zeros(Dtype::F32, &[rows.len(), sizes.columns])?; // [B, V]
-        linear::linear(cpu, &mut logits, &hidden.rows_of(rows.clone())?, &head, Epilogue::Store)?;
-        draw_rows(
-            cpu,
-            &mut token[rows.clone()],
-            &mut logp[rows.clone()],
-            entropy.as_mut().map(|entropy| &mut entropy[rows.clone()]),
-            logits.as_mut_slice()?,
-            &draws[rows],
-        );
+        let drawn = draw_rows(cpu, &x, rows.clone(), weight, sizes.columns, &draws[rows.clone()]);
+        for (row, (leader, summary)) in rows.zip(drawn) {
+            token[row] = leader.token;
+            logp[row] = if leader.token < 0 { leader.logit } else { summary.logp(leader.logit) };
+            if let Some(entropy) = &mut entropy {
+                entropy[row] = summary.entropy();
+            }
+        }
     }
     Ok(())
 }
 
-/// Draws from rows of logits, which are used up.
+/// Draws from the logits of some rows. They are kept as a whole where a penalty or filters look at all of them.
 fn draw_rows(
     cpu: &Cpu,
-    token: &mut [i32],
-    logp: &mut [f32],
-    entropy: Option<&mut [f32]>,
-    logits: &mut [f32],
+    x: &Rows<'_>,
+    rows: Range<usize>,
+    weight: Matrix<'_>,
+    columns: usize,
     draws: &[Draw<'_>],
-) {
-    let columns = logits.len() / draws.len();
-    let mut blocks: Vec<_> = (0..columns)
-        .step_by(BLOCK)
-        .map(|start| (start..columns.min(start + BLOCK), Vec::with_capacity(draws.len())))
-        .collect();
-    with_isa!(cpu.level, isa => cpu.spread(blocks.iter_mut().collect(), |(block, results)| {
+) -> Vec<(Leader, Summary)> {
+    let kept = draws.iter().filter(|draw| !draw.is_plain(columns)).count();
+    let mut whole = Scratch::<f32>::new(kept * columns); // [kept, V]
+    let mut tiles = tiles(&mut whole, columns, HEIGHT, |left| left.min(BLOCK)).into_iter();
+    let blocks = (0..columns).step_by(BLOCK).map(|start| {
+        let whole = tiles.next().map_or_else(Vec::new, |tile| tile.out);
+        (start..columns.min(start + BLOCK), whole)
+    });
+    // The best score that is known of each row: some, at first none, and never above the best.
+    let floors: Vec<_> = draws.iter().map(|_| AtomicU32::new(f32::NEG_INFINITY.to_bits())).collect();
+    let blocks: Vec<Vec<(Leader, Summary)>> = with_isa!(cpu.level, isa => cpu.map(blocks.collect(), |(block, whole)| {
         isa.run(#[inline(always)] || {
-            let mut tempered = Scratch::<f32>::new(block.len());
-            for (logits, draw) in logits.chunks_exact(columns).zip(draws) {
-                let logits = &logits[block.clone()];
-                let divisor = draw.divisor();
-                tempered.iter_mut().zip(logits).for_each(|(to, logit)| *to = logit / divisor);
-                let leader = Leader::of(draw, columns, block.start, logits, &tempered);
-                results.push((Summary::of(&mut tempered, block, None), leader));
+            let mut whole = whole.into_iter();
+            let mut logits = Scratch::<f32>::new(rows.len() * block.len());
+            x.products(isa, &mut logits, rows.clone(), weight, block.clone());
+            let each = logits.chunks_exact_mut(block.len()).zip(draws).zip(&floors);
+            let mut results = Vec::with_capacity(draws.len());
+            for ((logits, draw), best) in each {
+                if !draw.is_plain(columns) && let Some(whole) = whole.next() {
+                    whole.copy_from_slice(logits);
+                }
+                let floor = f32::from_bits(best.load(Relaxed));
+                let leader = Leader::of(draw, columns, block.start, logits, floor);
+                if leader.score > floor {
+                    best.store(leader.score.to_bits(), Relaxed);
+                }
+                results.push((leader, Summary::of(logits, &block, None)));
             }
-        });
+            results
+        })
     }));
-    if let Some(entropy) = entropy {
-        for (row, entropy) in entropy.iter_mut().enumerate() {
-            let all = blocks.iter().map(|(_, results)| results[row].0).reduce(Summary::then);
-            *entropy = all.expect("a vocabulary has a block").entropy();
-        }
-    }
-    let rows = token.iter_mut().zip(logp).zip(logits.chunks_exact_mut(columns)).zip(draws).enumerate();
-    cpu.spread(rows.collect(), |(row, (((token, logp), logits), draw))| {
-        let results = blocks.iter().map(|(_, results)| results[row]);
+    let mut whole = whole.chunks_exact_mut(columns);
+    let whole = draws.iter().map(|draw| if draw.is_plain(columns) { None } else { whole.next() });
+    cpu.map(draws.iter().zip(whole).enumerate().collect(), |(row, (draw, whole))| {
+        let results = blocks.iter().map(|results| results[row]);
         let all = results.reduce(|one, next| (one.0.then(next.0), one.1.then(next.1)));
-        let (summary, mut leader) = all.expect("a vocabulary has a block");
-        if leader.token >= 0 && !draw.is_plain(columns) {
+        let (mut leader, summary) = all.expect("a vocabulary has a block");
+        if let (true, Some(logits)) = (leader.token >= 0, whole) {
             let raw = logits.to_vec();
             leader.token = draw.pick(logits) as i32;
             leader.logit = raw[leader.token as usize] / draw.divisor();
         }
-        *token = leader.token;
-        *logp = if leader.token < 0 { leader.logit } else { summary.logp(leader.logit) };
-    });
+        (leader, summary)
+    })
 }

@@ -20,17 +20,33 @@ pub(super) fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
 /// Σ f(value): element i goes to lane i mod 16, then the lanes' tree.
 #[inline(always)]
 pub(super) fn sum(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    sums(
+        values,
+        #[inline(always)]
+        |value| [f(value)],
+    )[0]
+}
+
+/// Several such sums at once.
+#[inline(always)]
+pub(super) fn sums<const N: usize>(values: &[f32], f: impl Fn(f32) -> [f32; N]) -> [f32; N] {
     let (steps, rest) = values.as_chunks::<LANES>();
-    let mut lanes = [0.0; LANES];
+    let mut lanes = [[0.0; LANES]; N];
     for step in steps {
         for lane in 0..LANES {
-            lanes[lane] += f(step[lane]);
+            let terms = f(step[lane]);
+            for n in 0..N {
+                lanes[n][lane] += terms[n];
+            }
         }
     }
-    for (lane, &value) in lanes.iter_mut().zip(rest) {
-        *lane += f(value);
+    for (lane, &value) in rest.iter().enumerate() {
+        let terms = f(value);
+        for n in 0..N {
+            lanes[n][lane] += terms[n];
+        }
     }
-    sum_lanes(lanes)
+    lanes.map(sum_lanes)
 }
 
 /// The greatest value; −∞ of none.
