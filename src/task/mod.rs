@@ -1,3 +1,4 @@
-//! What is asked and what is right: the grading of answers.
+//! What is asked and what is right: the grading of answers, and problems to answer.
 
 pub mod verify;
+pub mod data;

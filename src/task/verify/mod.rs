@@ -1,11 +1,10 @@
 //! Grades answers by rule: whether a response says what the gold answer says.
 //!
-//! A response goes through five steps, each a file here: its answer is found ([`extract`]), brought to one spelling
-//! ([`normalise`]), read as a formula or several ([`answer`], [`formula`],
-//! [`literal`], [`units`]) or as letters and words
-//! ([`words`]), and compared by the kind of the gold ([`compare`]). Everything is a pure function whose work is
-//! bounded by a budget of steps ([`fuel`]); numbers are compared without rounding where they are rational
-//! ([`number`]), formulas by their values at points ([`expression`]).
+//! A response goes through five steps, each a file here: its answer is found (`extract`), brought to one spelling
+//! (`normalise`), read as a formula or several (`answer`, `formula`, `literal`, `units`) or as letters and words
+//! (`words`), and compared by the kind of the gold (`compare`). Everything is a pure function whose work is
+//! bounded by a budget of steps (`fuel`); numbers are compared without rounding where they are rational
+//! (`number`), formulas by their values at points (`expression`).
 //!
 //! The gold and the answer are not interchangeable. `x > 2` asked for may be answered `(2, ∞)`; the other way round
 //! the answer would repeat the problem. A gold that cannot be read is nobody's mistake: it is an [`InvalidGold`],

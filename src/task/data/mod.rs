@@ -1,0 +1,142 @@
+//! Problems to train and evaluate on, from the files people have.
+//!
+//! A file's rows are read as cells (`rows`), a [`Layout`] says which column means what, and `record` makes each row a
+//! [`Problem`] or a [`Fault`] that names its line. Faulty rows are left out and listed, never guessed at. [`Order`] says in
+//! which order problems are taken.
+//!
+//! Pictures given as bytes are kept in memory as they are encoded; those given as files stay files.
+
+mod cell;
+mod layout;
+mod order;
+#[cfg(feature = "parquet")]
+mod parquet;
+mod record;
+mod rows;
+
+pub use layout::{Layout, Names};
+pub use order::{Cursor, Order, permutation};
+
+use crate::error::{Error, Result};
+use crate::prompt::message::ImageReference;
+use crate::task::verify::{Gold, Grade, Policy};
+use serde_json::{Map, Value};
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// Pictures, a question about them, and the right answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Problem {
+    /// A name that no other problem has.
+    pub id: String,
+    /// Pictures; files by a path that leads there.
+    pub images: Vec<ImageReference>,
+    /// What is asked, without the options.
+    pub question: String,
+    /// The options, if it is a choice and they do not stand in the question.
+    pub choices: Vec<String>,
+    /// The right answer as it was given.
+    pub answer: String,
+    /// The right answer as the verifier reads it.
+    pub gold: Gold,
+    /// How far from the answer a number may lie, if the data set says so.
+    pub tolerance: Option<f64>,
+    /// What it is about.
+    pub subject: Option<String>,
+    /// How hard it is.
+    pub difficulty: Option<String>,
+    /// Every other column, for breakdowns and rewards.
+    pub extra: Map<String, Value>,
+    /// Where it came from.
+    pub place: Place,
+}
+
+impl Problem {
+    /// The question with its options, a line each.
+    pub fn asked(&self) -> String {
+        let options = self.choices.iter().zip('A'..).map(|(choice, letter)| format!("\n({letter}) {choice}"));
+        self.question.clone() + &options.collect::<String>()
+    }
+
+    /// Grades a response.
+    pub fn grade(&self, response: &str, policy: &Policy) -> Grade {
+        let abs_tol = self.tolerance.map_or(policy.abs_tol, |tolerance| tolerance.max(policy.abs_tol));
+        self.gold.grade(response, &Policy { abs_tol, ..policy.clone() })
+    }
+}
+
+/// A row of a file: the line of JSON lines, the how-manyth row of others, from 1.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// The file.
+    pub file: PathBuf,
+    /// The line or row.
+    pub row: u64,
+}
+
+impl Place {
+    fn stem(&self) -> String {
+        self.file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file.display(), self.row)
+    }
+}
+
+/// A row that is left out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {what}")]
+pub struct Fault {
+    /// Where it stands.
+    pub place: Place,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+/// What a file held.
+#[derive(Debug, Clone, Default)]
+pub struct Loaded {
+    /// Problems, in the file's order.
+    pub problems: Vec<Problem>,
+    /// Rows that are none.
+    pub faults: Vec<Fault>,
+}
+
+impl Loaded {
+    /// Reads a file or a folder of them. It is an error if nothing in it is a problem.
+    pub fn open(path: &Path, layout: &Layout, policy: &Policy) -> Result<Self> {
+        let mut loaded = Loaded::default();
+        let mut known: HashMap<String, Place> = HashMap::new();
+        let mut number = 0;
+        rows::each(path, &mut |row| {
+            let (place, problem) = match row {
+                Ok(row) => (row.place.clone(), record::problem(&row, layout, policy, number)),
+                Err((place, what)) => (place, Err(what)),
+            };
+            number += 1;
+            let unique = problem.and_then(|problem| match known.get(&problem.id) {
+                Some(other) => Err(format!("id {:?} was used at {other}", problem.id)),
+                None => Ok(problem),
+            });
+            match unique {
+                Ok(problem) => {
+                    known.insert(problem.id.clone(), place);
+                    loaded.problems.push(problem);
+                }
+                Err(what) => loaded.faults.push(Fault { place, what }),
+            }
+        })?;
+        match (loaded.problems.is_empty(), loaded.faults.first()) {
+            (false, _) => Ok(loaded),
+            (true, None) => Err(Error::file(path, "holds no rows")),
+            (true, Some(fault)) => {
+                let count = loaded.faults.len();
+                Err(Error::file(path, format!("none of its {count} rows is a problem; the first: {fault}")))
+            }
+        }
+    }
+}
