@@ -47,6 +47,7 @@ impl Isa for Avx2 {
     type Lanes = [__m256; 2];
     type Pairs = [__m256i; 2];
     const ROWS: usize = 1;
+    const TALL: bool = false;
 
     #[inline(always)]
     fn run<R>(self, work: impl FnOnce() -> R) -> R {
@@ -106,6 +107,12 @@ impl Isa for Avx2 {
     fn pairs(self, from: &[bf16; 2 * LANES]) -> Self::Pairs {
         // SAFETY: `self` proves the features; the reference covers the 64 bytes read.
         unsafe { [_mm256_loadu_si256(from.as_ptr().cast()), _mm256_loadu_si256(from[16..].as_ptr().cast())] }
+    }
+
+    #[inline(always)]
+    fn repeat(self, pair: &[bf16; 2]) -> Self::Pairs {
+        // SAFETY: `self` proves the features.
+        unsafe { [_mm256_set1_epi32(bytemuck::cast(*pair)); 2] }
     }
 
     #[inline(always)]

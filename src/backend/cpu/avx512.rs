@@ -34,6 +34,7 @@ impl Isa for Avx512 {
     type Lanes = __m512;
     type Pairs = __m512bh;
     const ROWS: usize = 6;
+    const TALL: bool = true;
 
     #[inline(always)]
     fn run<R>(self, work: impl FnOnce() -> R) -> R {
@@ -93,6 +94,12 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    fn repeat(self, pair: &[bf16; 2]) -> __m512bh {
+        // SAFETY: `self` proves the features; both vector types are 512 plain bits.
+        unsafe { std::mem::transmute(_mm512_set1_epi32(bytemuck::cast(*pair))) }
+    }
+
+    #[inline(always)]
     fn add_products(self, sums: __m512, a: __m512bh, b: __m512bh) -> __m512 {
         // SAFETY: `self` proves the features.
         unsafe { _mm512_dpbf16_ps(sums, a, b) }
@@ -125,12 +132,6 @@ impl Isa for Avx512 {
 }
 
 impl Panels for Avx512 {
-    #[inline(always)]
-    fn repeat(self, pair: &[bf16; 2]) -> __m512bh {
-        // SAFETY: `self` proves the features; both vector types are 512 plain bits.
-        unsafe { std::mem::transmute(_mm512_set1_epi32(bytemuck::cast(*pair))) }
-    }
-
     #[inline(always)]
     fn store_pairs(self, pairs: __m512bh, to: &mut [bf16; 2 * LANES]) {
         // SAFETY: `self` proves the features; the reference covers the 64 bytes written; both vector types

@@ -7,6 +7,8 @@
 //! hundred and a row at a block's ragged edge have the same bits.
 
 use super::isa::{COLUMNS, Isa, LANES};
+use super::math;
+use super::pack::{Pair, Unit};
 use crate::tensor::Element;
 use half::bf16;
 use std::{array::from_fn, ops::Range};
@@ -19,6 +21,8 @@ const FEW: usize = 4;
 
 /// An element type with dot products.
 pub(super) trait Operand: Element {
+    /// What products over rows take of one column at a time.
+    type Unit: Unit;
     /// What one step reads of one row.
     type Step;
     /// The same in registers.
@@ -29,6 +33,8 @@ pub(super) trait Operand: Element {
     fn padded(rest: &[Self]) -> Self::Step;
     fn load<I: Isa>(isa: I, step: &Self::Step) -> Self::Loaded<I>;
     fn multiply_add<I: Isa>(isa: I, sums: I::Lanes, a: Self::Loaded<I>, b: Self::Loaded<I>) -> I::Lanes;
+    /// As an f32, exact.
+    fn wide(self) -> f32;
     /// 16 values as f32 lanes.
     fn widen<I: Isa>(isa: I, from: &[Self; LANES]) -> I::Lanes;
     /// All products, if the instruction set has a way of its own for this type; says whether it has.
@@ -39,6 +45,7 @@ pub(super) trait Operand: Element {
 }
 
 impl Operand for f32 {
+    type Unit = f32;
     type Step = [f32; LANES];
     type Loaded<I: Isa> = I::Lanes;
 
@@ -63,12 +70,18 @@ impl Operand for f32 {
     }
 
     #[inline(always)]
+    fn wide(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
     fn widen<I: Isa>(isa: I, from: &[f32; LANES]) -> I::Lanes {
         isa.load(from)
     }
 }
 
 impl Operand for bf16 {
+    type Unit = Pair;
     type Step = [bf16; 2 * LANES];
     type Loaded<I: Isa> = I::Pairs;
 
@@ -90,6 +103,11 @@ impl Operand for bf16 {
     #[inline(always)]
     fn multiply_add<I: Isa>(isa: I, sums: I::Lanes, a: I::Pairs, b: I::Pairs) -> I::Lanes {
         isa.add_products(sums, a, b)
+    }
+
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        math::wide(self)
     }
 
     #[inline(always)]

@@ -24,6 +24,8 @@ pub(super) trait Isa: Copy + Send + Sync {
     type Pairs: Copy;
     /// Rows that one block of dot products spans: as many as keep every sum in a register.
     const ROWS: usize;
+    /// Whether there are registers for blocks of eight rows and three vectors.
+    const TALL: bool;
     /// Runs work compiled for these instructions. What is to profit must be inlined into `work`.
     fn run<R>(self, work: impl FnOnce() -> R) -> R;
     /// 0 in every lane.
@@ -42,6 +44,8 @@ pub(super) trait Isa: Copy + Send + Sync {
     fn prefetch<T>(self, from: *const T);
     /// 32 consecutive values.
     fn pairs(self, from: &[bf16; 2 * LANES]) -> Self::Pairs;
+    /// One pair in every place.
+    fn repeat(self, pair: &[bf16; 2]) -> Self::Pairs;
     /// Adds to each lane the two products of its pair.
     fn add_products(self, sums: Self::Lanes, a: Self::Pairs, b: Self::Pairs) -> Self::Lanes;
     /// The sum over each vector's lanes, by one fixed tree.

@@ -132,7 +132,7 @@ pub(super) fn gated_linear(
 }
 
 /// x·Wᵀ alone, for an adapter's first product.
-fn plain_products(
+pub(super) fn plain_products(
     cpu: &Cpu,
     out: &mut [f32],
     x: &Rows<'_>,

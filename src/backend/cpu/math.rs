@@ -71,6 +71,12 @@ pub(super) fn narrow(value: f32) -> bf16 {
     bf16::from_bits(((if value.is_nan() { bits | 0x40_0000 } else { rounded }) >> 16) as u16)
 }
 
+/// bf16 is the upper half of an f32.
+#[inline(always)]
+pub(super) fn wide(value: bf16) -> f32 {
+    f32::from_bits(u32::from(value.to_bits()) << 16)
+}
+
 /// Keeps NaN, unlike `f32::clamp` keeps order of arguments: comparisons that fail leave x alone.
 #[inline(always)]
 fn clamp(x: f32, low: f32, high: f32) -> f32 {
@@ -153,6 +159,72 @@ pub(super) fn activate(values: &mut [f32], activation: Activation) {
         Activation::GeluTanh => {
             let twice_root = 2.0 * (2.0 / std::f32::consts::PI).sqrt();
             each(values, |x| x * sigmoid(twice_root * (x + 0.044_715 * x * x * x)));
+        }
+    }
+}
+
+/// x becomes dout·f'(x).
+#[inline(always)]
+pub(super) fn activate_backward(x: &mut [f32], dout: &[f32], activation: Activation) {
+    with_slope(activation, Alone(x, dout));
+}
+
+/// Of out = f(gate)·up: gate becomes dout·up·f'(gate), up becomes dout·f(gate), dout becomes out.
+#[inline(always)]
+pub(super) fn gated_backward(gate: &mut [f32], up: &mut [f32], dout: &mut [f32], activation: Activation) {
+    with_slope(activation, Gated(gate, up, dout));
+}
+
+/// What is done with a function and its slope, element by element.
+trait Pointwise {
+    fn each(self, f: impl Fn(f32) -> (f32, f32));
+}
+
+struct Alone<'a>(&'a mut [f32], &'a [f32]);
+struct Gated<'a>(&'a mut [f32], &'a mut [f32], &'a mut [f32]);
+
+impl Pointwise for Alone<'_> {
+    #[inline(always)]
+    fn each(self, f: impl Fn(f32) -> (f32, f32)) {
+        self.0.iter_mut().zip(self.1).for_each(|(x, &dout)| *x = dout * f(*x).1);
+    }
+}
+
+impl Pointwise for Gated<'_> {
+    #[inline(always)]
+    fn each(self, f: impl Fn(f32) -> (f32, f32)) {
+        for ((gate, up), dout) in self.0.iter_mut().zip(self.1).zip(self.2) {
+            let (value, slope) = f(*gate);
+            (*gate, *up, *dout) = (*dout * *up * slope, *dout * value, value * *up);
+        }
+    }
+}
+
+/// Gives a function's value and slope: all are x·share(x) with a share between 0 and 1.
+#[inline(always)]
+fn with_slope(activation: Activation, work: impl Pointwise) {
+    #[inline(always)]
+    fn swish(x: f32, a: f32) -> (f32, f32) {
+        let share = sigmoid(a * x);
+        (x * share, share * (1.0 + a * x * (1.0 - share)))
+    }
+    match activation {
+        Activation::Silu => work.each(|x| swish(x, 1.0)),
+        Activation::QuickGelu => work.each(|x| swish(x, 1.702)),
+        Activation::Gelu => {
+            let density_at_0 = (2.0 * std::f32::consts::PI).sqrt().recip();
+            work.each(|x| {
+                let share = 0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2));
+                (x * share, share + x * density_at_0 * exp(-0.5 * x * x))
+            });
+        }
+        Activation::GeluTanh => {
+            let twice_root = 2.0 * (2.0 / std::f32::consts::PI).sqrt();
+            work.each(|x| {
+                let share = sigmoid(twice_root * (x + 0.044_715 * x * x * x));
+                let inner = twice_root * (1.0 + 3.0 * 0.044_715 * x * x);
+                (x * share, share + x * share * (1.0 - share) * inner)
+            });
         }
     }
 }

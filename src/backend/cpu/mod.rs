@@ -5,12 +5,15 @@
 //! Threads own tiles of an output and never share a sum, so their number cannot change a bit.
 
 mod attention;
+mod backward;
+mod combine;
 mod dot;
 mod head;
 mod isa;
 mod linear;
 mod math;
 mod norm;
+mod pack;
 #[cfg(target_arch = "x86_64")]
 mod panel;
 mod pool;
@@ -212,11 +215,11 @@ impl Backend for Cpu {
     }
 
     fn zero(&self, out: &mut Tensor) -> Result<()> {
-        PLAIN.zero(out)
+        backward::zero(self, out)
     }
 
     fn gather_rows_backward(&self, dtable: &mut Tensor, dout: &Tensor, rows: &Tensor) -> Result<()> {
-        PLAIN.gather_rows_backward(dtable, dout, rows)
+        backward::gather_rows(self, dtable, dout, rows)
     }
 
     fn linear_backward(
@@ -228,7 +231,7 @@ impl Backend for Cpu {
         x: &Tensor,
         linear: &Linear<'_>,
     ) -> Result<()> {
-        PLAIN.linear_backward(dx, add, grads, dy, x, linear)
+        backward::linear(self, dx, add, grads, dy, x, linear)
     }
 
     fn gated_backward(
@@ -238,11 +241,11 @@ impl Backend for Cpu {
         dout: &mut Tensor,
         activation: Activation,
     ) -> Result<()> {
-        PLAIN.gated_backward(gate, up, dout, activation)
+        backward::gated(self, gate, up, dout, activation)
     }
 
     fn activate_backward(&self, x: &mut Tensor, dout: &Tensor, activation: Activation) -> Result<()> {
-        PLAIN.activate_backward(x, dout, activation)
+        backward::activate(self, x, dout, activation)
     }
 
     fn rms_norm_backward(
@@ -255,7 +258,7 @@ impl Backend for Cpu {
         weight: &Tensor,
         eps: f32,
     ) -> Result<()> {
-        PLAIN.rms_norm_backward(dx, add, dweight, dy, x, weight, eps)
+        backward::rms_norm(self, dx, add, dweight, dy, x, weight, eps)
     }
 
     fn attention_backward(
@@ -285,14 +288,14 @@ impl Backend for Cpu {
         targets: &Tensor,
         temperature: f32,
     ) -> Result<()> {
-        PLAIN.logprobs_backward(dhidden, dweight, dlogp, lse, hidden, weight, targets, temperature)
+        backward::logprobs(self, dhidden, dweight, dlogp, lse, hidden, weight, targets, temperature)
     }
 
     fn sq_norm(&self, out: &mut Tensor, tensors: &[&Tensor]) -> Result<()> {
-        PLAIN.sq_norm(out, tensors)
+        backward::sq_norm(self, out, tensors)
     }
 
     fn adamw(&self, parameters: &mut [AdamwParameter<'_>], settings: &AdamwSettings) -> Result<()> {
-        PLAIN.adamw(parameters, settings)
+        backward::adamw(self, parameters, settings)
     }
 }

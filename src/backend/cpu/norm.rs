@@ -16,7 +16,7 @@ use crate::{
 const GRAIN: usize = 1 << 14;
 
 /// Whole rows (or groups) of about [`GRAIN`] elements, with their first row's number.
-fn shares(out: &mut [f32], row_len: usize) -> Vec<(usize, &mut [f32])> {
+pub(super) fn shares(out: &mut [f32], row_len: usize) -> Vec<(usize, &mut [f32])> {
     let rows = (GRAIN / row_len).max(1);
     out.chunks_mut(rows * row_len).enumerate().map(|(at, share)| (at * rows, share)).collect()
 }

@@ -26,8 +26,6 @@ const ROWS: usize = 8;
 
 /// What is needed beyond an [`Isa`].
 pub(super) trait Panels: Isa {
-    /// One pair in every place.
-    fn repeat(self, pair: &[bf16; 2]) -> Self::Pairs;
     /// Pair j of row i becomes pair i of row j.
     fn transpose(self, rows: [Self::Pairs; LANES]) -> [Self::Pairs; LANES];
     /// Writes the pairs in order.

@@ -1,6 +1,7 @@
 //! Vectors as arrays: what any processor does, at the speed the compiler finds.
 
 use super::isa::{COLUMNS, Isa, LANES};
+use super::math::wide;
 use half::bf16;
 use std::array::from_fn;
 
@@ -8,16 +9,11 @@ use std::array::from_fn;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Portable;
 
-/// bf16 is the upper half of an f32.
-#[inline(always)]
-fn wide(value: bf16) -> f32 {
-    f32::from_bits(u32::from(value.to_bits()) << 16)
-}
-
 impl Isa for Portable {
     type Lanes = [f32; LANES];
     type Pairs = [bf16; 2 * LANES];
     const ROWS: usize = 1;
+    const TALL: bool = false;
 
     #[inline(always)]
     fn run<R>(self, work: impl FnOnce() -> R) -> R {
@@ -60,6 +56,11 @@ impl Isa for Portable {
     #[inline(always)]
     fn pairs(self, from: &[bf16; 2 * LANES]) -> Self::Pairs {
         *from
+    }
+
+    #[inline(always)]
+    fn repeat(self, pair: &[bf16; 2]) -> Self::Pairs {
+        from_fn(|at| pair[at % 2])
     }
 
     #[inline(always)]
