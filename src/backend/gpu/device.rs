@@ -11,7 +11,7 @@ use super::{
 use crate::{
     backend::{
         Activation, AdamwParameter, AdamwSettings, AttentionGrads, Backend, Draw, Drawn, Epilogue, Linear,
-        LinearGrads, LogProbs, Pages, Rope, Segments,
+        LinearGrads, LogProbs, Pages, Replay, Rope, Segments,
     },
     error::{Error, Result},
     tensor::{DeviceMemory, Dtype, Tensor, byte_length},
@@ -29,6 +29,8 @@ pub struct Gpu<R: Runtime> {
     runtime: Arc<R>,
     /// Whether the kernels written for Hopper are to run.
     hopper: bool,
+    /// Whether passes are recorded.
+    recording: bool,
     tickets: OnceLock<Tensor>,
 }
 
@@ -43,6 +45,24 @@ struct Held<R: Runtime> {
     runtime: Arc<R>,
     address: Address,
     bytes: usize,
+}
+
+/// A graph and what runs it.
+struct Recording<R: Runtime> {
+    runtime: Arc<R>,
+    graph: R::Graph,
+}
+
+impl<R: Runtime> Replay for Recording<R> {
+    fn replay(&mut self) -> Result<()> {
+        self.runtime.replay(&self.graph)
+    }
+}
+
+impl<R: Runtime> fmt::Debug for Recording<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Recording on {}", self.runtime.describe())
+    }
 }
 
 impl<R: Runtime> DeviceMemory for Held<R> {
@@ -65,12 +85,17 @@ impl<R: Runtime> Drop for Held<R> {
 impl<R: Runtime> Gpu<R> {
     /// A backend on this runtime.
     pub fn new(runtime: R) -> Self {
-        Gpu { runtime: Arc::new(runtime), hopper: false, tickets: OnceLock::new() }
+        Gpu { runtime: Arc::new(runtime), hopper: false, recording: true, tickets: OnceLock::new() }
     }
 
     /// Uses the kernels written for Hopper where there are such, or not, which is the default.
     pub fn on_hopper(self, hopper: bool) -> Self {
         Gpu { hopper, ..self }
+    }
+
+    /// Records passes to run them again at once, which is the default, or not.
+    pub fn recording(self, recording: bool) -> Self {
+        Gpu { recording, ..self }
     }
 
     pub(super) fn uses_hopper(&self) -> bool {
@@ -154,6 +179,22 @@ impl<R: Runtime> Backend for Gpu<R> {
     fn time(&self, rounds: usize, work: &mut (dyn FnMut() -> Result<()> + Send)) -> Result<Vec<f64>> {
         let graph = self.runtime.capture(work)?;
         (0..rounds).map(|_| self.runtime.seconds(&graph)).collect()
+    }
+
+    fn records(&self) -> bool {
+        self.recording
+    }
+
+    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Replay>> {
+        let graph = self.runtime.capture(work)?;
+        Ok(Box::new(Recording { runtime: self.runtime.clone(), graph }))
+    }
+
+    fn overwrite(&self, to: &Tensor, host: &Tensor) -> Result<()> {
+        if (to.dtype(), to.shape()) != (host.dtype(), host.shape()) {
+            return Err(Error::internal("overwrite", format!("{host:?} into {to:?}")));
+        }
+        self.runtime.upload(self.at(to)?, host.bytes())
     }
 
     fn alloc(&self, dtype: Dtype, shape: &[usize]) -> Result<Tensor> {

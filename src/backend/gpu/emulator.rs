@@ -11,8 +11,10 @@ use crate::error::{Error, Result};
 use std::{
     collections::HashMap,
     ffi::{CStr, CString, c_char, c_void},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     ptr::NonNull,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread::{self, ThreadId},
 };
 
 /// The C++ side's state.
@@ -84,8 +86,8 @@ impl Default for Settings {
 
 struct State {
     machine: NonNull<Machine>,
-    /// The steps of a capture under way.
-    recording: Option<Vec<Step>>,
+    /// The steps of a capture under way, and whose it is.
+    recording: Option<(ThreadId, Vec<Step>)>,
     /// How many captures there were; the last one's number while one is under way.
     captures: u64,
     /// By which capture memory was taken, as long as its graph is there.
@@ -133,6 +135,8 @@ impl Drop for State {
 /// A device on the CPU.
 pub struct Emulator {
     state: Arc<Mutex<State>>,
+    /// Rung when a capture is over.
+    captured: Condvar,
     checked: bool,
     multiprocessors: usize,
 }
@@ -184,11 +188,16 @@ impl Emulator {
         unsafe { emu_configure(machine.as_ptr(), order, seed, settings.checked, settings.lines) };
         let (taken, held) = (HashMap::new(), HashMap::new());
         let state = Arc::new(Mutex::new(State { machine, recording: None, captures: 0, taken, held }));
-        Ok(Emulator { state, checked: settings.checked, multiprocessors: settings.multiprocessors })
+        let captured = Condvar::new();
+        Ok(Emulator { state, captured, checked: settings.checked, multiprocessors: settings.multiprocessors })
     }
 
+    /// The state; while another thread captures, what this one does would end up in its graph, so it waits.
     fn state(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
+        let others = |state: &mut State| {
+            state.recording.as_ref().is_some_and(|(recorder, _)| *recorder != thread::current().id())
+        };
+        self.captured.wait_while(lock(&self.state), others).unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -269,7 +278,7 @@ impl Runtime for Emulator {
     fn upload(&self, to: Address, bytes: &[u8]) -> Result<()> {
         let mut state = self.state();
         let target = host("upload", &state, to, bytes.len())?;
-        if let Some(steps) = &mut state.recording {
+        if let Some((_, steps)) = &mut state.recording {
             steps.push(Step::Upload { to, bytes: bytes.to_vec() });
             return Ok(());
         }
@@ -313,7 +322,7 @@ impl Runtime for Emulator {
 
     fn launch(&self, launch: &Launch<'_>) -> Result<()> {
         let mut state = self.state();
-        if let Some(steps) = &mut state.recording {
+        if let Some((_, steps)) = &mut state.recording {
             let &Launch { kernel, grid, block, shared, arguments } = launch;
             let (kernel, arguments) = (kernel.to_owned(), arguments.to_vec());
             steps.push(Step::Launch { kernel, grid, block, shared, arguments });
@@ -351,14 +360,16 @@ impl Runtime for Emulator {
             let mut state = self.state();
             state.outside_captures("capture")?;
             state.captures += 1;
-            state.recording = Some(Vec::new());
+            state.recording = Some((thread::current().id(), Vec::new()));
         }
-        let outcome = body();
+        let outcome = catch_unwind(AssertUnwindSafe(body)); // others wait for the end
         let mut state = self.state();
-        let (number, steps) = (state.captures, state.recording.take().unwrap_or_default());
+        let number = state.captures;
+        let steps = state.recording.take().map(|(_, steps)| steps).unwrap_or_default();
         drop(state); // which a graph locks to go
+        self.captured.notify_all();
         let graph = Graph { state: self.state.clone(), number, steps };
-        outcome.map(|()| graph)
+        outcome.unwrap_or_else(|panic| resume_unwind(panic)).map(|()| graph)
     }
 
     fn replay(&self, graph: &Graph) -> Result<()> {

@@ -32,7 +32,9 @@ use std::{
     collections::VecDeque,
     ffi::c_void,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread::{self, ThreadId},
 };
 
 /// How many launches are remembered, for when one of them fails.
@@ -42,6 +44,8 @@ const SUSPECTS: usize = 8;
 pub struct Cuda {
     properties: Properties,
     state: Arc<Mutex<State>>,
+    /// Rung when a capture is over.
+    captured: Condvar,
 }
 
 impl fmt::Debug for Cuda {
@@ -72,6 +76,7 @@ struct State {
 
 /// A capture under way.
 struct Capture {
+    by: ThreadId,
     memory: GraphId,
     launches: usize,
     uploads: Vec<Pinned>,
@@ -132,7 +137,7 @@ impl Cuda {
             capture: None,
             lost: None,
         };
-        Ok(Cuda { properties, state: Arc::new(Mutex::new(state)) })
+        Ok(Cuda { properties, state: Arc::new(Mutex::new(state)), captured: Condvar::new() })
     }
 
     /// What the device says of itself.
@@ -140,9 +145,14 @@ impl Cuda {
         &self.properties
     }
 
-    /// The state, with its context current, if the device still works.
+    /// The state, with its context current, if the device still works. While another thread captures, what this one
+    /// does would end up in its graph, so it waits.
     fn state(&self) -> Result<MutexGuard<'_, State>> {
-        let state = lock(&self.state);
+        let others = |state: &mut State| {
+            state.capture.as_ref().is_some_and(|capture| capture.by != thread::current().id())
+        };
+        let state = self.captured.wait_while(lock(&self.state), others);
+        let state = state.unwrap_or_else(PoisonError::into_inner);
         match &state.lost {
             Some(lost) => Err(Error::machine("cuda", lost.clone())),
             None => {
@@ -375,11 +385,12 @@ impl Runtime for Cuda {
             unsafe { result::stream::begin_capture(state.stream, mode) }
                 .map_err(|error| state.failed("capture", error))?;
             let memory = state.arena.begin();
-            state.capture = Some(Capture { memory, launches: 0, uploads: Vec::new() });
+            let by = thread::current().id();
+            state.capture = Some(Capture { by, memory, launches: 0, uploads: Vec::new() });
         }
-        let outcome = body();
+        let outcome = catch_unwind(AssertUnwindSafe(body)); // others wait for the end
         let mut state = lock(&self.state);
-        let Some(Capture { memory, launches, uploads }) = state.capture.take() else {
+        let Some(Capture { memory, launches, uploads, .. }) = state.capture.take() else {
             return Err(Error::internal("capture", "it ended by itself"));
         };
         state.arena.end();
@@ -389,9 +400,10 @@ impl Runtime for Cuda {
             state.arena.end_of(memory);
         }
         drop(state); // which a graph locks to go
+        self.captured.notify_all();
         let state = self.state.clone();
         let graph = executable.map(|executable| Graph { state, executable, memory, launches, uploads });
-        outcome?;
+        outcome.unwrap_or_else(|panic| resume_unwind(panic))?;
         graph
     }
 
