@@ -23,13 +23,17 @@ pub struct KvCache {
     pub(crate) keys: Vec<Tensor>,   // L x [N, G, P, D]
     pub(crate) values: Vec<Tensor>, // L x [N, G, P, D]
     pages: usize,
+    scratch: Option<u32>,
 }
 
 impl KvCache {
     /// Room for `pages` pages of a decoder's keys and values.
     pub fn new(backend: &dyn Backend, config: &DecoderConfig, dtype: Dtype, pages: usize) -> Result<Self> {
-        let shape = [pages, config.kv_heads, PAGE, config.head_dim];
-        let needed = bytes_per_position(config, dtype) as u64 * (pages * PAGE) as u64;
+        // Recorded passes are filled up with rows that have to be written somewhere.
+        let scratch = backend.records().then_some(pages as u32);
+        let held = pages + usize::from(scratch.is_some());
+        let shape = [held, config.kv_heads, PAGE, config.head_dim];
+        let needed = bytes_per_position(config, dtype) as u64 * (held * PAGE) as u64;
         if let Some(free) = backend.free_memory()?.filter(|&free| free < needed) {
             let what = format!(
                 "{pages} pages of keys and values take {needed} bytes and {free} are free; use fewer pages or tokens"
@@ -37,7 +41,7 @@ impl KvCache {
             return Err(Error::machine("kv cache", what));
         }
         let pools = || (0..config.layers).map(|_| backend.alloc(dtype, &shape)).collect::<Result<Vec<_>>>();
-        Ok(KvCache { keys: pools()?, values: pools()?, pages })
+        Ok(KvCache { keys: pools()?, values: pools()?, pages, scratch })
     }
 
     /// Copies what one page holds to another, in all blocks.
@@ -50,6 +54,11 @@ impl KvCache {
             backend.scatter_rows(pool, &page, &to)?;
         }
         Ok(())
+    }
+
+    /// A page beside the others that nobody reads, where the backend records passes.
+    pub(crate) fn scratch(&self) -> Option<u32> {
+        self.scratch
     }
 
     /// `N`, how many pages there are.

@@ -9,6 +9,7 @@ use super::adapter::{AdapterRows, Projection, check_rows, lora_rows};
 use super::cache::KvCache;
 use super::packed::{Packed, Run, place_images};
 use super::positions::{axes, decoder_rope};
+use super::recorded::{self, Recordings};
 use super::weights::{Bias, LinearWeights, Loader, Origin};
 use crate::backend::{Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProbs, Rope};
 use crate::error::{Error, Result};
@@ -47,6 +48,8 @@ pub struct Workspace {
     raw: [Tensor; 2], // queries and keys before their norms, where they have such
     attended: Tensor, // [T, H, D]
     gated: Tensor,    // [T, F]
+    /// Passes that wrote here and can be done again.
+    pub(super) recordings: Recordings,
 }
 
 impl Decoder {
@@ -102,6 +105,11 @@ impl Decoder {
 
     /// Lays runs out for this decoder.
     pub fn pack(&self, backend: &dyn Backend, runs: &[Run<'_>]) -> Result<Packed> {
+        self.check_tokens(runs)?;
+        Packed::build(backend, runs, axes(&self.config))
+    }
+
+    pub(super) fn check_tokens(&self, runs: &[Run<'_>]) -> Result<()> {
         let vocab = self.config.vocab;
         if let Some(token) = runs.iter().flat_map(|run| run.tokens).find(|&&token| token as usize >= vocab) {
             return Err(Error::caller(
@@ -109,7 +117,7 @@ impl Decoder {
                 format!("token id {token} is not below the vocabulary of {vocab}"),
             ));
         }
-        Packed::build(backend, runs, axes(&self.config))
+        Ok(())
     }
 
     /// Work space for this decoder.
@@ -124,6 +132,7 @@ impl Decoder {
             raw: [empty()?, empty()?],
             attended: empty()?,
             gated: empty()?,
+            recordings: Recordings::default(),
         })
     }
 
@@ -136,6 +145,9 @@ impl Decoder {
         cache: &mut KvCache,
         work: &'w mut Workspace,
     ) -> Result<&'w Tensor> {
+        if recorded::forward(self, backend, runs, adapters, cache, work)? {
+            return Ok(&work.normed);
+        }
         let packed = self.pack(backend, runs)?;
         check_rows(adapters, &self.config, packed.rows)?;
         work.fit(backend, &self.config, packed.rows)?;
@@ -144,7 +156,7 @@ impl Decoder {
     }
 
     /// From token ids to the normed output.
-    fn walk(
+    pub(super) fn walk(
         &self,
         backend: &dyn Backend,
         runs: &[Run<'_>],
@@ -352,11 +364,25 @@ impl Workspace {
         &self.normed
     }
 
-    fn fit(&mut self, backend: &dyn Backend, config: &DecoderConfig, rows: usize) -> Result<()> {
+    /// Where its tensors are on a device, whichever of them is which: blocks swap some.
+    pub(super) fn places(&self) -> [Option<u64>; 9] {
+        let Workspace { hidden, normed, queries, keys, values, raw: [q, k], attended, gated, .. } = self;
+        let all = [hidden, normed, queries, keys, values, q, k, attended, gated];
+        let mut places = all.map(Tensor::device_address);
+        places.sort_unstable();
+        places
+    }
+
+    pub(super) fn fit(&mut self, backend: &dyn Backend, config: &DecoderConfig, rows: usize) -> Result<()> {
         let (heads, kv_heads, width) = (config.heads, config.kv_heads, config.head_dim);
         backend.fit(&mut self.hidden, &[rows, config.hidden])?;
         backend.fit(&mut self.normed, &[rows, config.hidden])?;
         backend.fit(&mut self.queries, &[rows, heads, width])?;
+        if config.qk_norm {
+            // Blocks swap these with the normed ones, so they have to be as large before the first does.
+            backend.fit(&mut self.raw[0], &[rows, heads, width])?;
+            backend.fit(&mut self.raw[1], &[rows, kv_heads, width])?;
+        }
         backend.fit(&mut self.keys, &[rows, kv_heads, width])?;
         backend.fit(&mut self.values, &[rows, kv_heads, width])?;
         backend.fit(&mut self.attended, &[rows, heads, width])?;

@@ -9,6 +9,7 @@ mod memory;
 mod packed;
 mod passages;
 mod positions;
+mod recorded;
 mod tower;
 mod weights;
 

@@ -55,18 +55,29 @@ pub struct Packed {
     pub(crate) rows: usize,
 }
 
-impl Packed {
-    /// Lays `runs` out for a decoder whose positions have `axes` axes.
-    pub fn build(backend: &dyn Backend, runs: &[Run<'_>], axes: usize) -> Result<Self> {
+/// The same on the host, one tensor behind the other, groups last if there are any.
+#[derive(Debug)]
+pub(super) struct Layout {
+    tensors: Vec<Tensor>,
+    rows: usize,
+}
+
+/// Elements at multiples of which a tensor begins among joined ones: what kernels may ask of an address.
+const GRAIN: usize = 64;
+
+impl Layout {
+    /// Lays `runs` out with tables of at least `width` pages. If `filled`, there are as many groups as runs, the last of
+    /// them empty, wherever there are any.
+    pub(super) fn of(runs: &[Run<'_>], axes: usize, width: usize, filled: bool) -> Result<Self> {
         let rows: usize = runs.iter().map(|run| run.tokens.len()).sum();
-        let table_width = runs.iter().map(|run| pages_for(run.start + run.tokens.len())).max().unwrap_or(0);
+        let width = width.max(widest(runs));
         let mut tokens = Vec::with_capacity(rows);
         let mut positions = vec![0i32; axes * rows];
         let mut slots = Vec::with_capacity(rows);
         let mut query_starts = vec![0i32];
         let mut lengths = Vec::with_capacity(runs.len());
-        let mut tables = vec![0i32; runs.len() * table_width];
-        for (run, table) in runs.iter().zip(tables.chunks_mut(table_width.max(1))) {
+        let mut tables = vec![0i32; runs.len() * width];
+        for (run, table) in runs.iter().zip(tables.chunks_mut(width.max(1))) {
             let end = run.start + run.tokens.len();
             if run.tokens.is_empty() || end > run.pages.len() * PAGE {
                 return Err(Error::internal(
@@ -93,20 +104,79 @@ impl Packed {
             group_starts.push(runs.end as i32);
             shared.extend(runs.map(|_| (pages * PAGE) as i32));
         }
-        let upload = |shape: &[usize], values: &[i32]| backend.upload(Tensor::from_slice(shape, values)?);
+        let mut tensors = vec![
+            Tensor::from_slice(&[rows], &tokens)?,
+            Tensor::from_slice(&[axes, rows], &positions)?,
+            Tensor::from_slice(&[rows], &slots)?,
+            Tensor::from_slice(&[runs.len() + 1], &query_starts)?,
+            Tensor::from_slice(&[runs.len()], &lengths)?,
+            Tensor::from_slice(&[runs.len(), width], &tables)?,
+        ];
+        if group_starts.len() <= runs.len() {
+            if filled {
+                group_starts.resize(runs.len() + 1, runs.len() as i32);
+            }
+            tensors.push(Tensor::from_slice(&[group_starts.len()], &group_starts)?);
+            tensors.push(Tensor::from_slice(&[runs.len()], &shared)?);
+        }
+        Ok(Layout { tensors, rows })
+    }
+
+    /// Whether some runs begin alike.
+    pub(super) fn has_groups(&self) -> bool {
+        self.tensors.len() > 6
+    }
+
+    /// Brings all of it to a backend.
+    pub(super) fn upload(self, backend: &dyn Backend) -> Result<Packed> {
+        let tensors = self.tensors.into_iter().map(|tensor| backend.upload(tensor));
+        Packed::of(tensors.collect::<Result<_>>()?, self.rows)
+    }
+
+    /// All of it in one tensor.
+    pub(super) fn joined(&self) -> Result<Tensor> {
+        let mut all: Vec<i32> = Vec::new();
+        for tensor in &self.tensors {
+            all.extend_from_slice(tensor.as_slice()?);
+            all.resize(all.len().next_multiple_of(GRAIN), 0);
+        }
+        Tensor::from_slice(&[all.len()], &all)
+    }
+
+    /// What [`Layout::joined`] gave, on a backend, as windows into it.
+    pub(super) fn windows(&self, joined: &Tensor) -> Result<Packed> {
+        let mut start = 0;
+        let window = |tensor: &Tensor| {
+            let window = joined.rows_of(start..start + tensor.len())?.reshaped(tensor.shape());
+            start += tensor.len().next_multiple_of(GRAIN);
+            window
+        };
+        Packed::of(self.tensors.iter().map(window).collect::<Result<_>>()?, self.rows)
+    }
+}
+
+/// The pages of the longest.
+pub(super) fn widest(runs: &[Run<'_>]) -> usize {
+    runs.iter().map(|run| pages_for(run.start + run.tokens.len())).max().unwrap_or(0)
+}
+
+impl Packed {
+    /// Lays `runs` out for a decoder whose positions have `axes` axes.
+    pub fn build(backend: &dyn Backend, runs: &[Run<'_>], axes: usize) -> Result<Self> {
+        Layout::of(runs, axes, 0, false)?.upload(backend)
+    }
+
+    fn of(tensors: Vec<Tensor>, rows: usize) -> Result<Self> {
+        let mut tensors = tensors.into_iter();
+        let mut next = || tensors.next().ok_or_else(|| Error::internal("pack", "a tensor is missing"));
         Ok(Packed {
-            tokens: upload(&[rows], &tokens)?,
-            positions: upload(&[axes, rows], &positions)?,
-            slots: upload(&[rows], &slots)?,
-            query_starts: upload(&[runs.len() + 1], &query_starts)?,
-            lengths: upload(&[runs.len()], &lengths)?,
-            tables: upload(&[runs.len(), table_width], &tables)?,
-            groups: match group_starts.len() > runs.len() {
-                true => None,
-                false => {
-                    Some([upload(&[group_starts.len()], &group_starts)?, upload(&[runs.len()], &shared)?])
-                }
-            },
+            tokens: next()?,
+            positions: next()?,
+            slots: next()?,
+            query_starts: next()?,
+            lengths: next()?,
+            tables: next()?,
+            groups: tensors.next().zip(tensors.next()).map(|(starts, shared)| [starts, shared]),
             rows,
         })
     }

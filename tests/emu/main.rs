@@ -15,6 +15,7 @@ mod linear;
 mod linear_backward;
 mod linear_sm90;
 mod norm;
+mod recorded;
 mod rope;
 mod rows;
 mod sample;

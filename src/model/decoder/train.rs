@@ -73,7 +73,7 @@ impl TrainWorkspace {
 
     /// Bytes it holds.
     pub fn bytes(&self) -> usize {
-        let Workspace { hidden, normed, queries, keys, values, raw, attended, gated } = &self.forward;
+        let Workspace { hidden, normed, queries, keys, values, raw, attended, gated, .. } = &self.forward;
         let forward = [hidden, normed, queries, keys, values, attended, gated];
         let AttentionGrads { dq, dk, dv } = &self.states;
         let own = [&self.lse, &self.gate, &self.up, &self.stream, &self.normed, dq, dk, dv];

@@ -1,0 +1,276 @@
+//! Decoding passes that are recorded and replayed: what they draw is what passes launched op by op draw, bit for bit,
+//! and how much of the host's work is left.
+
+use pellucid::{
+    Result,
+    backend::{
+        Backend,
+        gpu::{Address, Emulator, Gpu, Graph, Launch, Runtime, Settings, TensorMap, TensorShape},
+    },
+    engine::{Completion, Engine, Event, Input, Limits, Published, Request, Sampling},
+    format::adapter::Adapter as AdapterFile,
+    model::{Adapter, Model},
+    prompt::{expand::Prompt, reader::ReadPrompt, tokenizer::Tokenizer},
+};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    thread,
+};
+
+/// The emulated device, counting what it is asked for. What a replay does inside is not asked for again.
+struct Counting {
+    inner: Emulator,
+    launches: AtomicUsize,
+    uploads: AtomicUsize,
+    downloads: AtomicUsize,
+    captures: AtomicUsize,
+    replays: AtomicUsize,
+    /// How many captures are under way.
+    capturing: AtomicUsize,
+}
+
+impl Counting {
+    fn new(checked: bool) -> Self {
+        let inner = Emulator::new(Settings { checked, ..Settings::default() }).unwrap();
+        let [launches, uploads, downloads, captures, replays, capturing] =
+            std::array::from_fn(|_| AtomicUsize::new(0));
+        Counting { inner, launches, uploads, downloads, captures, replays, capturing }
+    }
+
+    /// Launches, uploads, downloads, captures and replays since the last time.
+    fn counts(&self) -> [usize; 5] {
+        [&self.launches, &self.uploads, &self.downloads, &self.captures, &self.replays]
+            .map(|count| count.swap(0, Relaxed))
+    }
+
+    fn count(&self, what: &AtomicUsize) {
+        if self.capturing.load(Relaxed) == 0 {
+            what.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+impl Runtime for Counting {
+    type Graph = Graph;
+
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+
+    fn multiprocessors(&self) -> usize {
+        self.inner.multiprocessors()
+    }
+
+    fn free_memory(&self) -> Result<usize> {
+        self.inner.free_memory()
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Address> {
+        self.inner.alloc(bytes)
+    }
+
+    fn release(&self, address: Address) -> Result<()> {
+        self.inner.release(address)
+    }
+
+    fn upload(&self, to: Address, bytes: &[u8]) -> Result<()> {
+        self.count(&self.uploads);
+        self.inner.upload(to, bytes)
+    }
+
+    fn download(&self, from: Address, bytes: &mut [u8]) -> Result<()> {
+        self.count(&self.downloads);
+        self.inner.download(from, bytes)
+    }
+
+    fn tensor_map(&self, shape: &TensorShape<'_>) -> Result<TensorMap> {
+        self.inner.tensor_map(shape)
+    }
+
+    fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        self.count(&self.launches);
+        self.inner.launch(launch)
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.inner.sync()
+    }
+
+    fn capture(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Graph> {
+        self.count(&self.captures);
+        self.capturing.fetch_add(1, Relaxed);
+        let graph = self.inner.capture(body);
+        self.capturing.fetch_sub(1, Relaxed);
+        graph
+    }
+
+    fn replay(&self, graph: &Graph) -> Result<()> {
+        self.count(&self.replays);
+        self.inner.replay(graph)
+    }
+}
+
+struct World {
+    gpu: Arc<Gpu<Counting>>,
+    model: Model,
+    tokenizer: Tokenizer,
+    adapters: Vec<Arc<Adapter>>,
+}
+
+impl World {
+    fn new(name: &str, checked: bool, recording: bool, adapters: &[&Path]) -> Self {
+        let folder = Path::new("tests/golden").join(name).join("model");
+        let gpu = Arc::new(Gpu::new(Counting::new(checked)).recording(recording));
+        let model = Model::load(&folder, gpu.clone() as Arc<dyn Backend>, None).unwrap();
+        let load = |path: &&Path| Arc::new(model.adapter(&AdapterFile::open(path).unwrap()).unwrap());
+        let adapters = adapters.iter().map(load).collect();
+        World { gpu, tokenizer: Tokenizer::open(&folder).unwrap(), model, adapters }
+    }
+
+    fn engine(&self, limits: Limits) -> Engine<'_> {
+        Engine::new(&self.model, &self.tokenizer, &[], limits).unwrap()
+    }
+
+    fn request(&self, from: u32, length: u32, drawn: usize, seeds: &[u64]) -> Request {
+        let tokens = (0..length).map(|at| (from * 97 + at * at * 7 + 3) % 150).collect();
+        let read = ReadPrompt { prompt: Prompt { tokens, spans: Vec::new() }, images: Vec::new() };
+        let sampling =
+            Sampling { max_tokens: drawn, temperature: 0.9, ignore_eos: true, ..Sampling::default() };
+        let input = Arc::new(Input::prepare(&self.model, &read).unwrap());
+        Request { input, sampling, seeds: seeds.to_vec(), adapter: None }
+    }
+}
+
+fn drain(engine: &mut Engine<'_>) -> BTreeMap<(u64, usize), Completion> {
+    let mut all = BTreeMap::new();
+    while !engine.is_idle() {
+        for event in engine.step().unwrap() {
+            if let Event::Finished { ticket, lane, completion } = event {
+                all.insert((ticket.0, lane), completion);
+            }
+        }
+    }
+    all
+}
+
+/// An adapter with another scale, at another place: the number is part of a launch.
+fn rescaled(folder: &tempfile::TempDir, adapter: &Path) -> std::path::PathBuf {
+    for entry in std::fs::read_dir(adapter).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let config = folder.path().join("adapter_config.json");
+    let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    let alpha = json["lora_alpha"].as_f64().unwrap();
+    json["lora_alpha"] = serde_json::json!(5.0 * alpha);
+    std::fs::write(&config, json.to_string()).unwrap();
+    folder.path().to_owned()
+}
+
+/// Groups and loners, short and long, with one adapter, another, or none, or several at once; work space and page tables
+/// that grow on the way.
+#[test]
+fn replayed_passes_draw_what_launched_ones_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let adapter = Path::new("tests/golden/qwen2/adapter");
+    let other = rescaled(&folder, adapter);
+    for (name, checked) in [("qwen2", false), ("qwen3", false), ("qwen2_5_vl", false), ("llama3", true)] {
+        let adapters: &[&Path] = if name == "qwen2" { &[adapter, &other] } else { &[] };
+        let run = |recording| {
+            let world = World::new(name, checked, recording, adapters);
+            let mut engine = world.engine(Limits { pages: 40, tokens: 80, sequences: 12 });
+            let published: Vec<Published> =
+                world.adapters.iter().map(|adapter| engine.publish(adapter.clone())).collect();
+            let mut all = Vec::new();
+            // (prompt, its length, drawn, completions, adapter), rounds one after the other
+            let mut rounds = vec![
+                vec![(1, 20, 4, 3, None), (2, 33, 6, 1, None)],
+                vec![(1, 20, 4, 3, Some(0))],
+                vec![(1, 20, 4, 3, Some(1))],
+                vec![(3, 140, 5, 4, None), (4, 9, 5, 1, None)],
+                vec![(1, 20, 4, 3, Some(0)), (1, 20, 4, 1, Some(1)), (5, 7, 4, 1, None)],
+                vec![(6, 20, 4, 3, Some(1))],
+            ];
+            if adapters.is_empty() {
+                rounds.truncate(4);
+                rounds.retain(|round| round.iter().all(|one| one.4.is_none()));
+            }
+            for round in rounds {
+                for (from, length, drawn, lanes, adapter) in round {
+                    let seeds: Vec<u64> = (0..lanes).collect();
+                    let adapter = adapter.map(|at: usize| published[at].clone());
+                    let request = Request { adapter, ..world.request(from, length, drawn, &seeds) };
+                    engine.submit(request).unwrap();
+                }
+                all.push(drain(&mut engine));
+                engine.check().unwrap();
+            }
+            (all, world.gpu.runtime().counts())
+        };
+        let (launched, [.., captures, replays]) = run(false);
+        assert_eq!((captures, replays), (0, 0));
+        let (replayed, [.., captures, replays]) = run(true);
+        assert!(captures > 1 && replays > captures, "{name}: {captures} captures, {replays} replays");
+        assert_eq!(replayed, launched, "{name}");
+    }
+}
+
+/// A pass of as many sequences as the last one is one replay, and the draws behind it.
+#[test]
+fn a_replayed_pass_takes_few_calls() {
+    let calls = |recording| {
+        let world = World::new("qwen2", false, recording, &[]);
+        let mut engine = world.engine(Limits { pages: 20, tokens: 80, sequences: 8 });
+        for from in 0..3 {
+            engine.submit(world.request(from, 30, 9, &[1])).unwrap();
+        }
+        (0..5).for_each(|_| drop(engine.step().unwrap()));
+        world.gpu.runtime().counts();
+        engine.step().unwrap();
+        world.gpu.runtime().counts()
+    };
+    let [launches, uploads, downloads, captures, replays] = calls(true);
+    // Rows of the head, two kernels of it; index tensors in one, those rows, settings; tokens, log-probs.
+    assert_eq!([launches, uploads, downloads, captures, replays], [3, 3, 2, 0, 1]);
+    let [launches, uploads, downloads, captures, replays] = calls(false);
+    assert!(launches > 3 + 2 * 11, "{launches} launches for two blocks");
+    assert_eq!([uploads, downloads, captures, replays], [8, 2, 0, 0]);
+}
+
+/// While one engine records, another on the same device goes on, and neither gets into the other's recording.
+#[test]
+fn two_engines_record_on_one_device() {
+    let runtime = Arc::new(Gpu::new(Counting::new(false)));
+    let model = |name: &str| {
+        let folder = Path::new("tests/golden").join(name).join("model");
+        let model = Model::load(&folder, runtime.clone() as Arc<dyn Backend>, None).unwrap();
+        (model, Tokenizer::open(&folder).unwrap())
+    };
+    let limits = Limits { pages: 12, tokens: 64, sequences: 4 };
+    let draw = |(model, tokenizer): &(Model, Tokenizer)| {
+        let mut engine = Engine::new(model, tokenizer, &[], limits).unwrap();
+        for from in 0..3 {
+            let tokens = (0..12 + 5 * from).map(|at| (from * 31 + at * 7) % 150).collect();
+            let read = ReadPrompt { prompt: Prompt { tokens, spans: Vec::new() }, images: Vec::new() };
+            let input = Arc::new(Input::prepare(model, &read).unwrap());
+            let sampling =
+                Sampling { max_tokens: 3 + from as usize, ignore_eos: true, ..Sampling::default() };
+            engine.submit(Request { input, sampling, seeds: vec![1], adapter: None }).unwrap();
+        }
+        drain(&mut engine)
+    };
+    let models = [model("qwen2"), model("llama3")];
+    let expected = models.each_ref().map(draw);
+    thread::scope(|scope| {
+        let both =
+            models.each_ref().map(|model| scope.spawn(|| (0..3).map(|_| draw(model)).collect::<Vec<_>>()));
+        for (got, expected) in both.into_iter().zip(&expected) {
+            assert!(got.join().unwrap().iter().all(|got| got == expected));
+        }
+    });
+}
