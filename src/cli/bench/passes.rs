@@ -1,8 +1,8 @@
 //! `pellucid bench decode` and `bench prefill`: what a whole pass takes, from token ids to drawn tokens, and what its
 //! weights, keys and values and products would take at the ceilings of this machine.
 //!
-//! A pass is what the engine runs: the decoder over packed runs on pages, the head, a draw for each sequence. Weights
-//! are random in a named shape, or a model's own; every sequence has pages of its own.
+//! A pass is what the engine runs, until the host has its tokens: the decoder over packed runs on pages, the head, a draw
+//! for each sequence. Weights are random in a named shape, or a model's own; every sequence has pages of its own.
 
 use super::super::{Global, kernels, machine::Memory, text::bytes};
 use super::record::{Ceilings, Record, Timing};
@@ -22,6 +22,7 @@ use std::{
     io::{Write, stdout},
     path::PathBuf,
     sync::Arc,
+    time::Instant,
 };
 
 /// Tokens of a pass while pages are filled.
@@ -188,11 +189,13 @@ impl Subject {
         let (backend, config) = (&*self.backend, self.decoder.config());
         let dtype = self.decoder.cache_dtype(backend);
         let mut ready = Ready::new(pass, &self.decoder, backend, dtype)?;
-        let mut round = || ready.run(&self.decoder, backend);
-        round()?; // work space has its size from now on
-        let warm = backend.time(1, &mut round)?;
-        let rounds = (SECONDS / warm[0].max(1e-9)).clamp(FEWEST as f64, MOST as f64) as usize;
-        let samples = backend.time(rounds, &mut round)?;
+        let mut round = || {
+            let start = Instant::now();
+            ready.run(&self.decoder, backend).map(|()| start.elapsed().as_secs_f64())
+        };
+        round()?; // work space has its size from now on, and a device has recorded the pass
+        let rounds = (SECONDS / round()?.max(1e-9)).clamp(FEWEST as f64, MOST as f64) as usize;
+        let samples = (0..rounds).map(|_| round()).collect::<Result<_, _>>()?;
         let work = pass.work(config, self.decoder.head().dtype(), dtype);
         Ok(Timing::of(pass.name(&self.name), samples, 1, work, ceilings).over(pass.sequences * pass.tokens))
     }
@@ -254,7 +257,11 @@ impl Ready {
         let position = *keys as u32;
         let draws: Vec<Draw<'_>> =
             (0..*sequences as u64).map(|seed| Draw { seed, position, ..Draw::default() }).collect();
-        decoder.sample(backend, &hidden, &draws, false).map(drop)
+        decoder
+            .sample(backend, &hidden, &draws, false)?
+            .read(backend)?
+            .into_iter()
+            .try_for_each(|token| token.map(drop))
     }
 }
 
