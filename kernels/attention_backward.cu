@@ -16,8 +16,8 @@
 //         that are not held in registers (256: 7 of them). k: grid (T / 64 + B, G, Z), block (128), shared
 //         128 (S + 1) (2 WIDTH + 16) + 512 S, S = 2 stages (256: 1). A block writes 128 columns, so Z is 2 for 256, else
 //         1. WIDTH as attention.cu; T H below 2^31
-// floor   flops 14HD times the pairs of query and key that see each other (10HD if scores were made once): bound by
-//         arithmetic; bytes 8THD + 8TGD. One causal sequence of 4096, H = 16, D = 128 at 790 TFLOP/s: 305 us
+// floor   flops 10HD times the pairs of query and key that see each other: bound by arithmetic; bytes 8THD + 8TGD. One causal
+//         sequence of 4096, H = 16, D = 128 at 790 TFLOP/s: 218 us; done are 14HD, scores being made twice: 305 us
 // order   delta: 8 columns of a lane in order, then a butterfly. A score is summed by mma of 16 elements in order. dq: tiles
 //         of 64 keys in order, each by mma of 16 keys in order; dk, dv: sequences in order, tiles of 64 lines in order,
 //         each by mma of 16 lines in order. p and ds are rounded to bf16 for these

@@ -26,7 +26,7 @@ __device__ __forceinline__ void attend(const Problem& p, const int* groups, floa
     const int from = groups[blockIdx.x], to = groups[blockIdx.x + 1], split = int(blockIdx.z);
     if (from == to) return;
     const Parts<WIDTH> parts{memory_of_parts, int64_t(rows) * p.kv_heads * p.group};
-    const Sequence s{p.starts[from], p.starts[to] - p.starts[from], p.shared[from], from * p.width};
+    const Sequence s{p.starts[from], p.starts[to] - p.starts[from], p.shared[from], from * p.width, 0};
     const int begin = split * SPLIT_TILES, end = min(begin + SPLIT_TILES, s.length / TILE);
     if (begin >= end) return;
     const bool at_end = end == begin + SPLIT_TILES;
