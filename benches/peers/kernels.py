@@ -312,21 +312,76 @@ class Peers:
             sides["flashinfer"] = lambda given: self.flashinfer.sampling.sampling_from_probs(probabilities(given))
         return arguments, sides
 
-    # What we have no op for yet
+    # Training: the backward half alone, of a graph that is kept
+
+    @staticmethod
+    def gradients(forward):
+        def arguments():
+            with torch.enable_grad():
+                leaves, y = forward()
+            return [leaves, y, torch.randn_like(y)]
+
+        def side(given):
+            leaves, y, dy = given
+            return torch.autograd.grad(y, leaves, dy, retain_graph=True)
+
+        return arguments, {"torch": side}
+
+    def leaf(self, *shape):
+        return self.random(*shape).requires_grad_()
+
+    def linear_backward(self, case):
+        def forward():
+            t, k, n, r = (case[name] for name in "tknr")
+            x, weight = self.leaf(t, k), self.random(n, k).requires_grad_(r == 0)
+            if r == 0:
+                return [x, weight], F.linear(x, weight)
+            a, b = self.leaf(r, k), self.leaf(n, r)
+            return [x, a, b], F.linear(x, weight) + SCALE * F.linear(F.linear(x, a), b)
+
+        return self.gradients(forward)
+
+    def gated_backward(self, case):
+        def forward():
+            gate, up = self.leaf(case["t"], case["f"]), self.leaf(case["t"], case["f"])
+            return [gate, up], F.silu(gate) * up
+
+        return self.gradients(forward)
+
+    def activate_backward(self, case):
+        def forward():
+            x = self.leaf(case["t"], case["f"])
+            return [x], F.gelu(x, approximate="tanh")
+
+        return self.gradients(forward)
+
+    def rms_norm_backward(self, case):
+        def forward():
+            x, weight = self.leaf(case["t"] * case["c"] // case["d"], case["d"]), self.leaf(case["d"])
+            return [x, weight], F.rms_norm(x, (case["d"],), weight, EPS)
+
+        return self.gradients(forward)
+
+    def attention_backward(self, case):
+        def forward():
+            # A parent's rows stand before those of each child, which is what sharing them saves.
+            b, h, g, d = (case[name] for name in "bhgd")
+            length = case["prefix"] + case["length"]
+            q, k, v = self.leaf(b, h, length, d), self.leaf(b, g, length, d), self.leaf(b, g, length, d)
+            return [q, k, v], F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+        return self.gradients(forward)
 
     def adamw(self, case):
         def arguments():
-            parameter = torch.randn(case["n"], device=self.device, requires_grad=True)
-            parameter.grad = torch.randn_like(parameter)
+            parameters = [torch.randn(case["n"], device=self.device, requires_grad=True) for _ in range(case["tensors"])]
+            for parameter in parameters:
+                parameter.grad = torch.randn_like(parameter)
             options = {"fused": {"fused": True}, "foreach": {"foreach": True}}
-            return {name: torch.optim.AdamW([parameter], **option) for name, option in options.items()}
+            return {name: torch.optim.AdamW(parameters, **option) for name, option in options.items()}
 
         sides = {f"torch {name}": lambda given, name=name: given[name].step() for name in ("fused", "foreach")}
         return arguments, sides
-
-
-# An adapter of rank 16 on all linears of the 3B model: f32 parameter and two moments read and written, gradient read.
-ADAMW = {"name": "adamw N=29933568", "case": {"op": "adamw", "n": 29_933_568}, "bytes": 28.0 * 29_933_568, "flops": 0.0}
 
 
 class Clock:
@@ -377,7 +432,11 @@ def held(argument):
 
 def measure(peers, entry, table, ceilings):
     """Timings of all sides of one case."""
-    arguments, sides = getattr(peers, entry["case"]["op"])(entry["case"])
+    op = getattr(peers, entry["case"]["op"], None)
+    if op is None:
+        print(f"skipped {entry['name']}: no peer has it as one op", file=sys.stderr)
+        return []
+    arguments, sides = op(entry["case"])
     given = [arguments()]
     copies = int(min(max(-(-table["rotated_bytes"] // held(given[0])), 1), table["copies"]))
     given += [arguments() for _ in range(copies - 1)]
@@ -462,7 +521,7 @@ def main():
         "kernels": [],
     }
     print(record["device"], record["ceilings"], sep="\n")
-    for entry in [*table["cases"], *([] if "--shapes" in flags else [ADAMW])]:
+    for entry in table["cases"]:
         with torch.set_grad_enabled(False):
             timings = measure(peers, entry, table, record["ceilings"])
         for timing in timings:

@@ -147,7 +147,7 @@ fn try_examine(
         run(&mut call)?;
         call.results(backend)
     };
-    let host = Call::new(case, seed)?;
+    let host = Call::new(case, seed)?.with_gradients_at(&some_rows(case.rows()))?;
     let whole = compute(&host)?;
     let Plan { sample, rows, columns, moves, ways } = Plan::of(case, &host, &whole)?;
 
@@ -177,7 +177,7 @@ fn try_examine(
     for Way { against, call, rows } in ways {
         let other = compute(&call)?;
         let mut worst = 0.0f64;
-        for one in &whole {
+        for one in whole.iter().filter(|one| one.has_rows()) {
             let Some(other) = other.iter().find(|other| other.name == one.name) else { continue };
             worst = worst.max(difference(&one.narrowed(&rows, None)?.tensor, &other.tensor));
         }
@@ -215,8 +215,10 @@ impl Plan {
     fn of(case: &Case, host: &Call, whole: &[Argument]) -> error::Result<Plan> {
         let count = case.rows();
         // A row of the head is a whole vocabulary.
-        let rows = match case {
-            Case::Logprobs { .. } | Case::Sample { .. } if count > 1 => vec![0, count - 1],
+        let mut rows = match case {
+            Case::Logprobs { .. } | Case::Sample { .. } | Case::LogprobsBackward { .. } if count > 1 => {
+                vec![0, count - 1]
+            }
             _ => some_rows(count),
         };
         let single: Vec<Range<usize>> = rows.iter().map(|&row| row..row + 1).collect();
@@ -225,9 +227,26 @@ impl Plan {
         let mut columns = None;
         let mut moves = false;
         let sample = match *case {
-            Case::GatherRows { .. } | Case::ScatterRows { .. } | Case::KvAppend { .. } => {
+            Case::GatherRows { .. }
+            | Case::ScatterRows { .. }
+            | Case::KvAppend { .. }
+            | Case::Zero { .. } => {
                 moves = true;
                 host.clone()
+            }
+            Case::GatherRowsBackward { .. } | Case::SqNorm { .. } | Case::Adamw { .. } => host.clone(),
+            Case::AttentionBackward { prefix, b, .. } => {
+                let sequences = host.sequences()?;
+                rows = (0..count).collect();
+                if prefix > 0 || b == 1 {
+                    host.clone()
+                } else {
+                    // Rows of k and v sum over all queries of a sequence, so one is computed whole.
+                    rows = sequences[b - 1].clone().collect();
+                    let alone = host.alone(&sequences[b - 1])?;
+                    way("sequence alone", alone.clone(), rows.clone());
+                    alone
+                }
             }
             Case::Attention { b, causal, .. } => {
                 let sequences = host.sequences()?;

@@ -65,6 +65,22 @@ impl Argument {
         self.tensor.shape() == other.tensor.shape() && self.tensor.dtype() == other.tensor.dtype()
     }
 
+    /// Whether it has a row for each packed row.
+    pub(crate) fn has_rows(&self) -> bool {
+        matches!(self.axis, Axis::Rows | Axis::RowsByColumns)
+    }
+
+    /// The same with zeros in all but some rows.
+    pub(super) fn emptied(&self, kept: &[usize]) -> Result<Argument> {
+        let width = self.tensor.row_len() * self.tensor.dtype().size();
+        let mut tensor = Tensor::zeros(self.tensor.dtype(), self.tensor.shape())?;
+        for &row in kept {
+            let part = row * width..(row + 1) * width;
+            tensor.bytes_mut()?[part.clone()].copy_from_slice(&self.tensor.bytes()[part]);
+        }
+        Ok(Argument { tensor, ..*self })
+    }
+
     /// Some rows, and some columns or all of them.
     pub(crate) fn narrowed(&self, rows: &[usize], columns: Option<&[usize]>) -> Result<Argument> {
         let columns_of = |tensor: Tensor| match columns {

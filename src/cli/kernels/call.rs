@@ -1,6 +1,7 @@
 //! A case with its arguments: moved to a backend, run there, cut down to some rows.
 
 use super::arguments::Argument;
+use super::backward::{self, Backward};
 use super::case::Then;
 use super::make::{PLAIN, UP};
 use pellucid::{
@@ -14,7 +15,7 @@ use std::mem;
 
 /// s of every adapter, ε of every norm, the temperature of every head.
 const SCALE: f32 = 0.5;
-const EPS: f32 = 1e-6;
+pub(super) const EPS: f32 = 1e-6;
 pub(super) const TEMPERATURE: f32 = 0.7;
 
 /// An op with its arguments, all on the host or all on one backend.
@@ -36,13 +37,17 @@ pub(super) enum Op {
     RmsNorm,
     LayerNorm,
     Rope,
-    Attention { causal: bool },
+    Attention {
+        causal: bool,
+    },
     KvAppend,
     PagedAttention,
     GatherRows,
     ScatterRows,
     Logprobs,
     Sample,
+    /// One of `backward.rs`.
+    Backward(Backward),
 }
 
 impl Call {
@@ -107,6 +112,9 @@ impl Call {
     pub(crate) fn run(&mut self, backend: &dyn Backend) -> Result<()> {
         let inputs = Inputs(&self.inputs);
         let mut outputs = self.outputs.iter_mut().map(|output| &mut output.tensor);
+        if let Op::Backward(op) = self.op {
+            return backward::run(op, &mut outputs.collect::<Vec<_>>(), inputs, backend);
+        }
         let mut out = || outputs.next().ok_or_else(|| Error::internal("kernels", "an output is missing"));
         match self.op {
             Op::Linear(then) => {
@@ -178,44 +186,54 @@ impl Call {
                 *logp.1 = results.logp;
                 outcome
             }
+            Op::Backward(_) => Ok(()), // done above
         }
     }
 }
 
 /// A tensor out of its place, to be put back: a device writes to what nobody else holds.
-fn taken(place: &mut Tensor) -> (Tensor, &mut Tensor) {
+pub(super) fn taken(place: &mut Tensor) -> (Tensor, &mut Tensor) {
     let nothing = Tensor::zeros(Dtype::I32, &[0]).expect("an empty tensor needs no memory");
     (mem::replace(place, nothing), place)
 }
 
-fn scale(q: &Tensor) -> f32 {
+pub(super) fn scale(q: &Tensor) -> f32 {
     let head_dim = q.shape().last().copied().unwrap_or(1);
     (head_dim as f32).powf(-0.5)
 }
 
 /// Inputs by name.
 #[derive(Clone, Copy)]
-struct Inputs<'a>(&'a [Argument]);
+pub(super) struct Inputs<'a>(&'a [Argument]);
 
 impl<'a> Inputs<'a> {
-    fn optional(self, name: &str) -> Option<&'a Tensor> {
+    /// All of this name.
+    pub(super) fn named(self, name: &str) -> Vec<&'a Tensor> {
+        self.0.iter().filter(|argument| argument.name == name).map(|argument| &argument.tensor).collect()
+    }
+
+    pub(super) fn optional(self, name: &str) -> Option<&'a Tensor> {
         self.0.iter().find(|argument| argument.name == name).map(|argument| &argument.tensor)
     }
 
-    fn get(self, name: &str) -> Result<&'a Tensor> {
+    pub(super) fn get(self, name: &str) -> Result<&'a Tensor> {
         self.optional(name).ok_or_else(|| Error::internal("kernels", format!("the input {name} is missing")))
     }
 
-    fn all<const N: usize>(self, names: [&str; N]) -> Result<[&'a Tensor; N]> {
+    pub(super) fn all<const N: usize>(self, names: [&str; N]) -> Result<[&'a Tensor; N]> {
         let found: Vec<&Tensor> = names.iter().map(|name| self.get(name)).collect::<Result<_>>()?;
         Ok(found.try_into().expect("as many as were named"))
     }
 
-    fn lora(self, [_, _, a, b]: [&str; 4], rows: usize) -> Option<LoraRows<'a>> {
+    pub(super) fn lora(self, [_, _, a, b]: [&str; 4], rows: usize) -> Option<LoraRows<'a>> {
         Some(LoraRows { rows: 0..rows, a: self.optional(a)?, b: self.optional(b)?, scale: SCALE })
     }
 
-    fn linear(self, [weight, bias, ..]: [&str; 4], lora: &'a [LoraRows<'a>]) -> Result<Linear<'a>> {
+    pub(super) fn linear(
+        self,
+        [weight, bias, ..]: [&str; 4],
+        lora: &'a [LoraRows<'a>],
+    ) -> Result<Linear<'a>> {
         Ok(Linear { weight: self.get(weight)?, bias: self.optional(bias), lora })
     }
 }

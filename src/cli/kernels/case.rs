@@ -34,6 +34,26 @@ pub(crate) enum Case {
     Logprobs { t: usize, c: usize, v: usize },
     /// The same, drawing a token per row, out of all or out of the likeliest.
     Sample { t: usize, c: usize, v: usize, top_p: bool },
+    /// `[T, K]` from `[T, N]`, and gradients of an adapter of rank R, or of the weight if R is 0.
+    LinearBackward { t: usize, k: usize, n: usize, r: usize },
+    /// `[T, F]`, three of them in place.
+    GatedBackward { t: usize, f: usize },
+    /// `[T, F]` in place.
+    ActivateBackward { t: usize, f: usize },
+    /// `[T, C]` in groups of D, and the gain's.
+    RmsNormBackward { t: usize, c: usize, d: usize },
+    /// B sequences of one length, causal; with a prefix they have a parent of so many rows in common.
+    AttentionBackward { prefix: usize, b: usize, length: usize, h: usize, g: usize, d: usize },
+    /// `[T, C]` under a head `[V, C]`, which is frozen.
+    LogprobsBackward { t: usize, c: usize, v: usize },
+    /// T rows into a table `[V, C]`.
+    GatherRowsBackward { t: usize, c: usize, v: usize },
+    /// N numbers.
+    Zero { n: usize },
+    /// Tensors of N numbers each.
+    SqNorm { tensors: usize, n: usize },
+    /// The same, with their state and the forward's copy.
+    Adamw { tensors: usize, n: usize },
 }
 
 /// What a linear does with its result.
@@ -54,7 +74,7 @@ impl Case {
         name.split(' ').next().unwrap_or_default().to_owned()
     }
 
-    /// T, all packed rows.
+    /// T, all packed rows; of plain numbers, rows of 1024.
     pub(crate) fn rows(&self) -> usize {
         match *self {
             Case::Linear { t, .. }
@@ -66,14 +86,23 @@ impl Case {
             | Case::GatherRows { t, .. }
             | Case::ScatterRows { t, .. }
             | Case::Logprobs { t, .. }
-            | Case::Sample { t, .. } => t,
+            | Case::Sample { t, .. }
+            | Case::LinearBackward { t, .. }
+            | Case::GatedBackward { t, .. }
+            | Case::ActivateBackward { t, .. }
+            | Case::RmsNormBackward { t, .. }
+            | Case::LogprobsBackward { t, .. }
+            | Case::GatherRowsBackward { t, .. } => t,
+            Case::AttentionBackward { prefix, b, length, .. } => prefix + b * length,
+            Case::Zero { n } => n.div_ceil(1024),
+            Case::SqNorm { tensors, n } | Case::Adamw { tensors, n } => tensors * n.div_ceil(1024),
             Case::Attention { b, length, .. } => b * length,
             Case::PagedAttention { b, queries, .. } => b * queries,
             Case::GroupAttention { b, members, .. } => b * members,
         }
     }
 
-    /// Few rows, columns, sequences and keys; the axes that sums run over and the heads stay as they are.
+    /// Few rows, columns, sequences, keys and numbers; the axes that sums run over and the heads stay as they are.
     pub(crate) fn shrunk(mut self) -> Self {
         let few = |axis: &mut usize, most: usize| *axis = (*axis).min(most);
         match &mut self {
@@ -101,9 +130,36 @@ impl Case {
                 few(shared, 320);
                 few(keys, 600);
             }
-            Case::GatherRows { t, v, .. } | Case::Logprobs { t, v, .. } | Case::Sample { t, v, .. } => {
+            Case::GatherRows { t, v, .. }
+            | Case::Logprobs { t, v, .. }
+            | Case::Sample { t, v, .. }
+            | Case::LogprobsBackward { t, v, .. }
+            | Case::GatherRowsBackward { t, v, .. } => {
                 few(t, 3);
                 few(v, 1500);
+            }
+            Case::LinearBackward { t, k, .. } => {
+                few(t, 5);
+                few(k, 200);
+            }
+            Case::GatedBackward { t, f } | Case::ActivateBackward { t, f } => {
+                few(t, 5);
+                few(f, 3000);
+            }
+            Case::RmsNormBackward { t, .. } => few(t, 5),
+            Case::AttentionBackward { prefix, b, length, .. } => {
+                few(prefix, 70);
+                few(b, 2);
+                few(length, 70);
+            }
+            Case::Zero { n } => few(n, 5000),
+            Case::SqNorm { tensors, n } => {
+                few(tensors, 3);
+                few(n, 40_000);
+            }
+            Case::Adamw { tensors, n } => {
+                few(tensors, 60);
+                few(n, 2100);
             }
         }
         self

@@ -54,6 +54,31 @@ impl Case {
             Case::ScatterRows { t, c } => (2 * activation * t * c + WORD * t, 0),
             Case::Logprobs { t, c, v } => (HELD * v * c + activation * t * c + 5 * WORD * t, 2 * t * c * v),
             Case::Sample { t, c, v, .. } => (HELD * v * c + activation * t * c + 2 * WORD * t, 2 * t * c * v),
+            Case::LinearBackward { t, k, n, r } => {
+                // Gradients of parameters are f32, and added to.
+                let (weights, gradients) = (n * k + r * (n + k), if r == 0 { n * k } else { r * (n + k) });
+                let flops = n * k + if r == 0 { n * k } else { r * (2 * n + 3 * k) };
+                let bytes = HELD * weights + 2 * WORD * gradients + activation * t * (n + 2 * k);
+                (bytes, 2 * t * flops)
+            }
+            Case::GatedBackward { t, f } => (6 * activation * t * f, 12 * t * f),
+            Case::ActivateBackward { t, f } => (3 * activation * t * f, 6 * t * f),
+            Case::RmsNormBackward { t, c, d } => {
+                (3 * activation * t * c + HELD * d + 2 * WORD * d, 12 * t * c)
+            }
+            Case::AttentionBackward { prefix, b, length, h, g, d } => {
+                let triangle = |rows: usize| rows * (rows + 1) / 2;
+                let pairs = triangle(prefix) + b * (length * prefix + triangle(length));
+                let states = d * (4 * activation * h + 2 * (HELD + activation) * g) + WORD * h;
+                ((prefix + b * length) * states, 10 * pairs * h * d)
+            }
+            Case::LogprobsBackward { t, c, v } => {
+                (HELD * v * c + 2 * activation * t * c + 3 * WORD * t, 4 * t * c * v)
+            }
+            Case::GatherRowsBackward { t, c, .. } => (t * c * (activation + 2 * WORD) + WORD * t, t * c),
+            Case::Zero { n } => (WORD * n, 0),
+            Case::SqNorm { tensors, n } => (tensors * (n + 1) * WORD, 2 * tensors * n),
+            Case::Adamw { tensors, n } => (tensors * n * (7 * WORD + activation), 15 * tensors * n),
         };
         Work { bytes: bytes as f64, flops: flops as f64 }
     }
@@ -82,6 +107,8 @@ mod tests {
                 flops: (2 * 2048 * 256) as f64
             }
         );
+        let case = Case::Adamw { tensors: 2, n: 100 };
+        assert_eq!(case.work(2).bytes, (30 * 200) as f64); // as kernels/optimiser.cu has it
         // One sequence, its queries being all its keys: attention of pages is attention.
         let (h, g, d) = (16, 2, 128);
         let whole = Case::Attention { b: 3, length: 40, h, g, d, causal: true };

@@ -5,6 +5,7 @@ use super::arguments::{Argument, Axis, Kind, lent, poisoned};
 use super::call::{Call, Op, TEMPERATURE};
 use super::case::{Case, Then};
 use super::random;
+use half::bf16;
 use pellucid::{
     backend::{Draw, Rope},
     error::Result,
@@ -21,7 +22,7 @@ pub(super) const UP: [&str; 4] = ["up weight", "up bias", "up a", "up b"];
 
 /// Arguments as they are made, one after another.
 #[derive(Default)]
-struct Maker {
+pub(super) struct Maker {
     seed: u64,
     outputs: Vec<Argument>,
     inputs: Vec<Argument>,
@@ -190,18 +191,19 @@ impl Maker {
                 self.chosen("token", t)?;
                 Op::Sample
             }
+            _ => Op::Backward(self.backward(case)?),
         };
         Ok((op, turn))
     }
 
     /// A seed of its own for each argument.
-    fn next(&mut self) -> u64 {
+    pub(super) fn next(&mut self) -> u64 {
         self.seed += 1;
         self.seed
     }
 
     /// Random numbers of this deviation.
-    fn input(
+    pub(super) fn input(
         &mut self,
         name: &'static str,
         kind: Kind,
@@ -215,12 +217,17 @@ impl Maker {
     }
 
     /// Rows so small that products with them keep the size of what they multiply.
-    fn matrix(&mut self, name: &'static str, axis: Axis, shape: [usize; 2]) -> Result<()> {
+    pub(super) fn matrix(&mut self, name: &'static str, axis: Axis, shape: [usize; 2]) -> Result<()> {
         self.input(name, Kind::Held, axis, &shape, (shape[1] as f32).powf(-0.5))
     }
 
     /// A linear's weight, bias and adapter.
-    fn linear(&mut self, names: [&'static str; 4], [n, k, r]: [usize; 3], bias: bool) -> Result<()> {
+    pub(super) fn linear(
+        &mut self,
+        names: [&'static str; 4],
+        [n, k, r]: [usize; 3],
+        bias: bool,
+    ) -> Result<()> {
         self.matrix(names[0], Axis::Columns, [n, k])?;
         if bias {
             self.input(names[1], Kind::Held, Axis::Columns, &[n], 1.0)?;
@@ -232,23 +239,59 @@ impl Maker {
         Ok(())
     }
 
-    fn indices(&mut self, name: &'static str, axis: Axis, shape: &[usize], values: &[i32]) -> Result<()> {
+    pub(super) fn indices(
+        &mut self,
+        name: &'static str,
+        axis: Axis,
+        shape: &[usize],
+        values: &[i32],
+    ) -> Result<()> {
         let tensor = Tensor::from_slice(shape, values)?;
         self.inputs.push(Argument { name, tensor, kind: Kind::Held, axis });
         Ok(())
     }
 
     /// An output that is only written.
-    fn output(&mut self, name: &'static str, kind: Kind, axis: Axis, shape: &[usize]) -> Result<()> {
+    pub(super) fn output(
+        &mut self,
+        name: &'static str,
+        kind: Kind,
+        axis: Axis,
+        shape: &[usize],
+    ) -> Result<()> {
         let tensor = poisoned(Dtype::F32, shape)?;
         self.outputs.push(Argument { name, tensor, kind, axis });
         Ok(())
     }
 
     /// An output whose values before count.
-    fn in_place(&mut self, name: &'static str, kind: Kind, axis: Axis, shape: &[usize]) -> Result<()> {
+    pub(super) fn in_place(
+        &mut self,
+        name: &'static str,
+        kind: Kind,
+        axis: Axis,
+        shape: &[usize],
+    ) -> Result<()> {
         let tensor = random::tensor(self.next(), shape, 1.0)?;
         self.outputs.push(Argument { name, tensor, kind, axis });
+        Ok(())
+    }
+
+    /// Given numbers.
+    pub(super) fn numbers(&mut self, name: &'static str, shape: &[usize], values: &[f32]) -> Result<()> {
+        let tensor = Tensor::from_slice(shape, values)?;
+        self.inputs.push(Argument { name, tensor, kind: Kind::Statistic, axis: Axis::Rows });
+        Ok(())
+    }
+
+    /// Makes the numbers of the last output positive.
+    pub(super) fn positive(&mut self) -> Result<()> {
+        if let Some(last) = self.outputs.last_mut() {
+            last.tensor
+                .as_mut_slice::<bf16>()?
+                .iter_mut()
+                .for_each(|value| *value = bf16::from_f32(value.to_f32().abs()));
+        }
         Ok(())
     }
 

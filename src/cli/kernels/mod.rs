@@ -5,6 +5,7 @@
 //! `bench kernels` are two uses of the same table, and peers read it by `bench kernels --list --json`.
 
 mod arguments;
+mod backward;
 mod call;
 mod case;
 mod floor;

@@ -45,6 +45,9 @@ pub(crate) fn table() -> Vec<Case> {
     for decoder in [&QWEN2_5_VL_3B, &QWEN2_VL_2B] {
         decoder_attention(&mut cases, decoder);
     }
+    for rows in [512, 4096] {
+        decoder_backward(&mut cases, &QWEN2_5_VL_3B, rows);
+    }
     towers(&mut cases);
     let mut distinct: Vec<Case> = Vec::with_capacity(cases.len());
     for case in cases {
@@ -97,6 +100,30 @@ fn decoder_attention(cases: &mut Vec<Case>, decoder: &Decoder) {
     }
     // 16 prompts of 600 tokens with 8 answers each: whole pages of them are shared.
     cases.push(Case::GroupAttention { b: 16, members: 8, shared: 576, keys: CONTEXT, h, g, d });
+}
+
+/// A step of training: gradients of an adapter, and what is done with them; of full training what that has besides.
+fn decoder_backward(cases: &mut Vec<Case>, decoder: &Decoder, t: usize) {
+    let Decoder { hidden, ffn, heads: h, kv_heads: g, head_dim: d, vocabulary } = *decoder;
+    let linear = |k, n, r| Case::LinearBackward { t, k, n, r };
+    let widths = [(hidden, h * d), (hidden, g * d), (h * d, hidden), (hidden, ffn), (ffn, hidden)];
+    cases.extend(widths.map(|(k, n)| linear(k, n, RANK)));
+    cases.extend([
+        linear(hidden, h * d, 0),
+        Case::GatedBackward { t, f: ffn },
+        Case::ActivateBackward { t, f: ffn },
+        Case::RmsNormBackward { t, c: hidden, d: hidden },
+        Case::RmsNormBackward { t, c: h * d, d },
+        Case::LogprobsBackward { t, c: hidden, v: vocabulary },
+        Case::GatherRowsBackward { t, c: hidden, v: 8192 },
+    ]);
+    // The oracle goes through all pairs of these, one after another.
+    for (prefix, b, length) in [(0, 1, 512), (0, 8, 512), (256, 4, 64)] {
+        cases.push(Case::AttentionBackward { prefix, b, length, h, g, d });
+    }
+    // An adapter of rank 16 on all linears: 36 layers of 7 pairs, of one size here.
+    let (tensors, n) = (504, 59_392);
+    cases.extend([Case::Zero { n: tensors * n }, Case::SqNorm { tensors, n }, Case::Adamw { tensors, n }]);
 }
 
 /// Pictures: Qwen's windows of 8 x 8 patches and whole pictures of 1036 x 1036 pixels, InternVL's tiles of 448 x 448.
