@@ -20,8 +20,8 @@
 //!   with the values.
 //! * norms, softmax and log-probs: one row, one fixed reduction tree, by the row's length alone.
 //! * backward ops: a product rounds both of its operands to bf16 where the forward's product had a bf16 weight (dy and
-//!   x for dW, too), and where keys and values are bf16 it rounds q and dout against them; probabilities and their
-//!   gradients stay f32 on a CPU. What sums over rows does so in an order fixed by their number.
+//!   x for dW, too). So it is with bf16 keys and values, where q, dout, probabilities and their gradients are
+//!   rounded. What sums over rows does so in an order fixed by their number.
 //! * `rope`: the angle is the f32 product of position and frequency; its sine and cosine err no more than if it were
 //!   rounded once more.
 //! * `sample`: the log-prob of the drawn token is, bit for bit, what `logprobs` gives for it; noise is a function of

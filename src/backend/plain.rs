@@ -32,13 +32,6 @@ pub struct Plain<R> {
     real: PhantomData<R>,
 }
 
-impl<R> Plain<R> {
-    /// It has no state.
-    pub const fn new() -> Self {
-        Plain { real: PhantomData }
-    }
-}
-
 /// Elements of a float tensor.
 fn load<R: Real>(tensor: &Tensor, range: Range<usize>) -> Result<Vec<R>> {
     fn cast<E: Element + Into<f64> + Copy, R: Real>(values: &[E]) -> Vec<R> {

@@ -40,9 +40,6 @@ use isa::Level;
 use pool::Pool;
 pub use probe::Ceilings;
 
-/// Backward ops, until they have kernels of their own.
-const PLAIN: Plain<f32> = Plain::new();
-
 /// The CPU backend.
 #[derive(Debug)]
 pub struct Cpu {
@@ -274,7 +271,7 @@ impl Backend for Cpu {
         causal: bool,
         scale: f32,
     ) -> Result<()> {
-        PLAIN.attention_backward(grads, dout, out, lse, q, k, v, segments, causal, scale)
+        backward::attention(self, grads, dout, out, lse, q, k, v, segments, causal, scale)
     }
 
     fn logprobs_backward(

@@ -150,6 +150,16 @@ where
         packed
     }
 
+    /// On this thread, for its instructions.
+    #[inline(always)]
+    pub(super) fn here<E: Operand>(view: View<'_, E>) -> Self {
+        let mut packed = Self::empty(&view);
+        for strip in 0..view.columns.div_ceil(W) {
+            fill(&mut packed.lines[strip * packed.steps..][..packed.steps], view, strip, 0);
+        }
+        packed
+    }
+
     pub(super) fn strip(&self, strip: usize) -> &[[U; W]] {
         &self.lines[strip * self.steps..][..self.steps]
     }
@@ -212,6 +222,16 @@ impl<'a, U: Unit> Units<'a, U> {
             with_isa!(cpu.level, isa => cpu.spread(pieces.collect(), |(to, from)| {
                 isa.run(#[inline(always)] || round(to, from, inner));
             }));
+        }
+        units
+    }
+
+    /// On this thread, for its instructions.
+    #[inline(always)]
+    pub(super) fn here(values: &'a [f32], inner: usize) -> Self {
+        let mut units = Self::empty(values, inner);
+        if !units.own.is_empty() {
+            round(&mut units.own, values, inner);
         }
         units
     }

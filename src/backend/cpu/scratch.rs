@@ -14,7 +14,7 @@ use std::{
 struct Line([u8; 64]);
 
 /// Pieces a thread keeps at most; an op holds fewer at a time.
-const KEPT: usize = 8;
+const KEPT: usize = 16;
 
 thread_local! {
     static SPARE: RefCell<Vec<Vec<Line>>> = const { RefCell::new(Vec::new()) };

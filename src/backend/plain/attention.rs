@@ -89,16 +89,17 @@ pub(super) fn backward<R: Real>(
             let of = |tensor, at: usize| load::<R>(tensor, at * head_dim..(at + 1) * head_dim);
             let (dout, out, q) = (of(dout, line)?, of(out, line)?, narrow(&of(q, line)?));
             let lse = load::<R>(lse, line..line + 1)?[0];
-            let delta = dot(&dout, &out);
+            let (delta, rounded) = (dot(&dout, &out), narrow(&dout));
             let mut dq = vec![R::of(0.0); head_dim];
             for position in 0..segment.visible(row) {
                 let at = segment.key(position) * kv_heads + head / (heads / kv_heads);
                 let key = of(k, at)?;
                 let p = (dot(&q, &key) * scale - lse).exp();
-                let ds = p * (dot(&narrow(&dout), &of(v, at)?) - delta) * scale;
-                add(&mut dq, ds, &key);
-                add(&mut dk[at], ds, &q);
-                add(&mut dv[at], p, &dout);
+                let ds = p * (dot(&rounded, &of(v, at)?) - delta);
+                let (p, ds) = (p.rounded_for(k.dtype()), ds.rounded_for(k.dtype()));
+                add(&mut dq, ds * scale, &key);
+                add(&mut dk[at], ds * scale, &q);
+                add(&mut dv[at], p, &rounded);
             }
             store(&mut grads.dq, line * head_dim, &dq)?;
         }
