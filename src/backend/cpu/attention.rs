@@ -234,19 +234,21 @@ impl<E: Operand> Problem<'_, E> {
                 outs.push(tile.out);
             }
         }
-        let finish = |partial: &Partial, out: Vec<&mut [f32]>| {
+        let finish = |partial: &Partial, out: &mut Vec<&mut [f32]>| {
             let lines = partial.sum.iter().zip(partial.weighted.chunks_exact(head_dim));
-            let outs = out.into_iter().flat_map(|row| row.chunks_exact_mut(head_dim));
+            let outs = out.iter_mut().flat_map(|row| row.chunks_exact_mut(head_dim));
             for (out, (&sum, weighted)) in outs.zip(lines) {
                 out.iter_mut().zip(weighted).for_each(|(out, &value)| *out = value / sum);
             }
-            partial.greatest.iter().zip(&partial.sum).map(|(m, sum)| m + sum.ln()).collect::<Vec<f32>>()
+            let log_sums = partial.greatest.iter().zip(&partial.sum).map(|(m, sum)| m + sum.ln());
+            if lse.is_some() { log_sums.collect() } else { Vec::new() }
         };
         let log_sums: Vec<Vec<f32>> = with_isa!(cpu.level, isa => {
             let part = |item: &Item<'_>, split| isa.run(#[inline(always)] || self.split(isa, item, split));
             if items.len() >= 2 * cpu.threads {
-                // Enough items: each walks its splits.
-                cpu.map(items.iter().zip(outs).collect(), |(item, out)| {
+                // Enough items: each walks its splits. What this thread has allocated it also frees, so that the others
+                // need not wait for its allocator.
+                cpu.map(items.iter().zip(&mut outs).collect(), |(item, out)| {
                     let mut all = part(item, 0);
                     for split in 1..item.splits() {
                         let next = part(item, split);
@@ -261,7 +263,7 @@ impl<E: Operand> Problem<'_, E> {
                 let mut parts = parts.into_iter();
                 items
                     .iter()
-                    .zip(outs)
+                    .zip(&mut outs)
                     .map(|(item, out)| {
                         let mut own = parts.by_ref().take(item.splits());
                         let mut all = own.next().expect("a query sees a key");
