@@ -4,14 +4,15 @@
 //!     cargo bench --bench model -- /tmp/half --threads 4
 //!
 //! What is measured, here and in `benches/peers/` alike: decode is one forward pass of one new token for each of B
-//! sequences with 512 tokens of context, logits, and the greedy pick; prefill is a pass over 512 tokens and the
-//! logits of the last. Medians after warm-up, of every single step or pass.
+//! sequences with 512 tokens of context, logits, and the greedy pick (here with its log-prob); prefill is a pass over 512
+//! tokens and the pick after the last. Medians after warm-up, of every single step or pass.
 
 mod support;
 
 use pellucid::Result;
-use pellucid::backend::cpu::Cpu;
+use pellucid::backend::{Draw, cpu::Cpu};
 use pellucid::model::{Model, PAGE, Positions, Run, pages_for};
+use pellucid::tensor::Tensor;
 use serde_json::json;
 use std::sync::Arc;
 use support::timing;
@@ -116,8 +117,7 @@ fn decode(model: &Model, batch: usize, rounds: usize) -> Result<Vec<f64>> {
                     .map(|(token, table)| run(token, CONTEXT + step, &positions, table))
                     .collect();
                 let normed = model.decoder.forward(backend, &runs, &[], &mut cache, &mut work)?;
-                let logits = backend.download(&model.decoder.logits(backend, normed)?)?;
-                Result::Ok(logits.as_slice::<f32>()?.chunks(logits.row_len()).map(greedy).collect())
+                greedy(model, normed)
             });
             tokens = picked?;
             if step >= WARM_UP {
@@ -142,8 +142,7 @@ fn prefill(model: &Model, rounds: usize) -> Result<Vec<f64>> {
             let run = Run { tokens: &tokens, start: 0, positions: &positions, pages: &pages, images: &[] };
             let normed = model.decoder.forward(backend, &[run], &[], &mut cache, &mut work)?;
             let last = model.decoder.rows(backend, normed, &[CONTEXT - 1])?;
-            let logits = backend.download(&model.decoder.logits(backend, &last)?)?;
-            Result::Ok(greedy(logits.as_slice::<f32>()?))
+            greedy(model, &last)
         });
         std::hint::black_box(picked?);
         if round > 0 {
@@ -153,8 +152,10 @@ fn prefill(model: &Model, rounds: usize) -> Result<Vec<f64>> {
     Ok(seconds)
 }
 
-/// The likeliest token.
-fn greedy(logits: &[f32]) -> u32 {
-    let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    logits.iter().position(|&logit| logit == best).unwrap_or(0) as u32
+/// The likeliest token after each row, as an engine draws it.
+fn greedy(model: &Model, normed: &Tensor) -> Result<Vec<u32>> {
+    let backend = &*model.backend;
+    let draws = vec![Draw { temperature: 0.0, ..Draw::default() }; normed.rows()];
+    let drawn = model.decoder.sample(backend, normed, &draws, false)?.read(backend)?;
+    drawn.into_iter().map(|drawn| drawn.map(|token| token.id)).collect()
 }
