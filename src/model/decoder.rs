@@ -1,6 +1,7 @@
 //! One decoder, a stack of one block with toggles: Qwen2, Qwen2.5, Qwen3, Llama and the language half of the
 //! vision models differ in biases, per-head norms and the rotary frequencies, and in nothing else.
 
+mod parameters;
 mod train;
 
 pub use train::{Slopes, TrainWorkspace, train_bytes};
@@ -21,6 +22,9 @@ use std::array::from_fn;
 #[derive(Debug)]
 pub struct Decoder {
     config: DecoderConfig,
+    /// What the names of its tensors begin with in the checkpoint, and what an untied head is called there.
+    prefix: String,
+    head_name: String,
     pub(super) embedding: Tensor, // [V, C]
     pub(super) blocks: Vec<Block>,
     pub(super) norm: Tensor, // [C]
@@ -53,18 +57,18 @@ pub struct Workspace {
 }
 
 impl Decoder {
-    /// Loads the decoder whose tensor names begin with `prefix`; `head` names an untied head.
+    /// Loads the decoder whose tensor names begin with `prefix`; `head_name` names an untied head.
     pub(crate) fn load(
         loader: &Loader<'_>,
         config: &DecoderConfig,
         prefix: &str,
-        head: &str,
+        head_name: &str,
     ) -> Result<Self> {
         let (hidden, vocab) = (config.hidden, config.vocab);
-        let head_name = format!("{head}.weight");
+        let head_weight = format!("{head_name}.weight");
         // A head in the file has the last word over what the config says about tying.
-        let head = match loader.contains(&head_name) || !config.tied_head {
-            true => Some(loader.matrix(&head_name, &[vocab, hidden])?),
+        let head = match loader.contains(&head_weight) || !config.tied_head {
+            true => Some(loader.matrix(&head_weight, &[vocab, hidden])?),
             false => None,
         };
         let blocks =
@@ -76,6 +80,8 @@ impl Decoder {
             head,
             rope: decoder_rope(loader.backend, config)?,
             config: config.clone(),
+            prefix: prefix.to_owned(),
+            head_name: head_name.to_owned(),
         })
     }
 

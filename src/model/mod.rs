@@ -10,6 +10,7 @@ mod packed;
 mod passages;
 mod positions;
 mod recorded;
+mod save;
 mod tower;
 mod weights;
 
@@ -21,6 +22,7 @@ pub use memory::{MemoryPlan, Tenant, divide};
 pub use packed::{Packed, PlacedImage, Run};
 pub use passages::{Passage, Passages};
 pub use positions::{ImagePlace, Positions};
+pub use save::write_changed;
 pub use tower::{PatchedImage, Tower};
 
 use crate::backend::Backend;
@@ -102,6 +104,11 @@ impl Model {
             return Err(Error::caller("images", format!("a {:?} model reads no images", self.config.family)));
         };
         tower.encode(&*self.backend, image)
+    }
+
+    /// Weights by the names the checkpoint has for them.
+    pub fn parameters(&self) -> Vec<(String, &Tensor)> {
+        self.decoder.parameters()
     }
 
     /// Brings a PEFT adapter of this model to its backend.

@@ -29,6 +29,18 @@ impl LinearWeights {
     pub(crate) fn with<'a>(&'a self, lora: &'a [LoraRows<'a>]) -> Linear<'a> {
         Linear { weight: &self.weight, bias: self.bias.as_ref(), lora }
     }
+
+    /// Its weight and its bias by the names that follow from the module's.
+    pub(crate) fn parameters(&self, module: &str) -> impl Iterator<Item = (String, &Tensor)> {
+        let weight = (format!("{module}.weight"), &self.weight);
+        let bias = self.bias.as_ref().map(|bias| (format!("{module}.bias"), bias));
+        [weight].into_iter().chain(bias)
+    }
+
+    /// Its weight and its bias.
+    pub(crate) fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        [&mut self.weight].into_iter().chain(&mut self.bias)
+    }
 }
 
 /// Whether a linear has a bias.
