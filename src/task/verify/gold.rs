@@ -378,6 +378,9 @@ fn by_words(text: &str) -> Option<Meaning> {
         let several = letters.len() > 1;
         return Some(if several { Meaning::MultiChoice(letters, OPTIONS) } else { choice(letters, OPTIONS) });
     }
+    if let (Named::Letters(letters), true) = (named(text, OPTIONS), begins_as_option(text)) {
+        return (letters.len() == 1).then(|| choice(letters, OPTIONS));
+    }
     let lone_word = !text.contains(' ');
     if let Some(says) = yes_or_no(text).filter(|_| lone_word) {
         return Some(Meaning::YesNo(says));
@@ -385,9 +388,21 @@ fn by_words(text: &str) -> Option<Meaning> {
     // Names of points (AB, ABC) and words; a function or a name with a value behind it is a formula.
     let run: String = text.chars().take_while(|c| c.is_ascii_alphabetic()).collect();
     let named_value = text.contains(['=', '<', '>', '≤', '≥', '≈', '∈', '(', '+', '*', '/', '^']);
-    let points = run.len() >= 2 && run == text && capitals;
+    let points = names_points(text) && !named_value && !text.contains(|c: char| c.is_ascii_digit());
     let word = run.len() >= 3 && !named_value && !is_number_word(&run) && !is_function(&run);
     (points || word).then_some(Meaning::Text)
+}
+
+/// `C. 12` or `(C) 12`.
+fn begins_as_option(text: &str) -> bool {
+    let mut chars = text.trim_start_matches('(').chars();
+    let letter = chars.next().is_some_and(|c| c.is_ascii_uppercase());
+    letter && chars.next().is_some_and(|c| ".):".contains(c)) && !chars.as_str().is_empty()
+}
+
+/// Whether two capitals stand together, as in `AB` and `\triangle ABC`: names of points, in this order.
+fn names_points(text: &str) -> bool {
+    text.as_bytes().windows(2).any(|pair| pair.iter().all(u8::is_ascii_uppercase))
 }
 
 fn is_function(run: &str) -> bool {

@@ -313,6 +313,7 @@ impl Pass {
                     self.push(' ');
                 }
             }
+            Some('#') => {}
             Some(';' | ':' | ' ' | '(' | ')' | '[' | ']' | '>' | '/') => self.push(' '),
             Some(c) => self.read(c),
             None => {}

@@ -43,7 +43,7 @@ const SHORT: &[&str] = &[
     "km", "Hz", "Pa", "kPa", "mol", "kJ", "kW", "kWh", "MW", "mA", "mV", "kV", "dB", "nm", "um", "μm", "atm",
     "bar", "eV", "GHz", "MHz", "kHz", "cal", "ppm", "mph", "kph", "rpm", "sq", "cu", "pm", "am", "PM", "AM",
     "GB", "MB", "KB", "TB", "USD", "yr", "yrs", "hrs", "lbs", "pts", "per", "kN", "cm", "ha", "au", "pt",
-    "pts", "gal", "cc", "pc", "pcs", "rev", "deg",
+    "pts", "gal", "cc", "pc", "pcs", "rev", "deg", "st", "nd", "rd", "th",
 ];
 
 /// Single letters that are units when they stand apart from a number.
