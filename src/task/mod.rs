@@ -1,4 +1,5 @@
-//! What is asked and what is right: the grading of answers, and problems to answer.
+//! What is asked and what is right: the grading of answers, problems to answer, and a world to make some in.
 
 pub mod verify;
 pub mod data;
+pub mod world;
