@@ -21,7 +21,10 @@
 //! * norms, softmax and log-probs: one row, one fixed reduction tree, by the row's length alone.
 //! * backward ops: a product rounds both of its operands to bf16 where the forward's product had a bf16 weight (dy and
 //!   x for dW, too). So it is with bf16 keys and values, where q, dout, probabilities and their gradients are
-//!   rounded. What sums over rows does so in an order fixed by their number.
+//!   rounded. What sums over rows does so in an order fixed by their number. On a device a key's gradients sum over
+//!   tiles of 64 queries times heads, its own sequence's first, then its children's in order; other sums over rows go
+//!   by chunks of 512 as a linear's over its inner axis; and the head goes through its vocabulary in slabs of 4096
+//!   tokens.
 //! * `rope`: the angle is the f32 product of position and frequency; its sine and cosine err no more than if it were
 //!   rounded once more.
 //! * `sample`: the log-prob of the drawn token is, bit for bit, what `logprobs` gives for it; noise is a function of
