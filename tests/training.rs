@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[cfg(feature = "emu")]
+#[path = "support/narrow.rs"]
+mod narrow;
 mod support;
 
 use pellucid::backend::{Backend, cpu::Cpu, plain::Plain};
@@ -430,5 +433,33 @@ fn activations_take_what_was_planned() {
         let cache = school.model.decoder.cache_dtype(&*school.model.backend);
         let planned = train_bytes(school.model.decoder.config(), Dtype::F32, cache, rows);
         assert!(held[0].abs_diff(planned) * 20 <= planned, "{name}: {} for {planned}", held[0]);
+    }
+}
+
+/// On a device the walk may err as plain arithmetic errs that rounds to bf16 where a device does, times two at most.
+#[cfg(feature = "emu")]
+#[test]
+fn a_device_errs_no_more_than_plain_bf16() {
+    use pellucid::backend::gpu::{Emulator, Gpu, Settings};
+    for name in ["qwen2_5", "qwen3"] {
+        let case = Case::read(name);
+        let run = |backend: Arc<dyn Backend>, dtype| {
+            let mut school = School::new(&case, backend, dtype);
+            school.samples = groups(&school);
+            let gradients = school.gradients(&school.batches(10_000), fixture_slope);
+            let backend = &school.model.backend;
+            let host = |tensor: &&Tensor| backend.download(tensor).unwrap().to_f64();
+            let all: Vec<Vec<f64>> = gradients.tensors().iter().map(host).collect();
+            (school.lora.names(), all)
+        };
+        let settings = Settings { checked: false, ..Settings::default() };
+        let (names, device) = run(Arc::new(Gpu::new(Emulator::new(settings).unwrap())), Dtype::BF16);
+        let (_, truth) = run(Arc::new(Plain::<f64>::default()), Dtype::BF16);
+        let (_, plain) =
+            run(Arc::new(narrow::Narrow { inner: Plain::<f32>::default(), out: Dtype::BF16 }), Dtype::BF16);
+        for (((name, device), truth), plain) in names.iter().zip(&device).zip(&truth).zip(&plain) {
+            let (ours, theirs) = (distance(device, truth), distance(plain, truth));
+            assert!(ours <= 2.0 * theirs + 2e-3, "{name}: off by {ours:e}, plain bf16 by {theirs:e}");
+        }
     }
 }
