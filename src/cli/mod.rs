@@ -12,12 +12,15 @@ mod inspect;
 mod kernels;
 mod machine;
 mod memory;
+mod merge;
 mod model;
 mod records;
 mod rollout;
+mod run;
 mod sampling;
 mod score;
 mod selftest;
+mod sft;
 mod text;
 mod verify;
 
@@ -43,6 +46,8 @@ enum Verb {
     Generate(generate::Arguments),
     Rollout(rollout::Arguments),
     Score(score::Arguments),
+    Sft(sft::Arguments),
+    Merge(merge::Arguments),
     Verify(verify::Arguments),
     Selftest(selftest::Arguments),
     Bench(bench::Arguments),
@@ -118,6 +123,8 @@ fn run(command_line: &CommandLine) -> Result<()> {
         Verb::Generate(arguments) => generate::run(arguments, global),
         Verb::Rollout(arguments) => rollout::run(arguments, global),
         Verb::Score(arguments) => score::run(arguments, global),
+        Verb::Sft(arguments) => sft::run(arguments, global),
+        Verb::Merge(arguments) => merge::run(arguments, global),
         Verb::Verify(arguments) => verify::run(arguments, global),
         Verb::Selftest(arguments) => selftest::run(arguments, global),
         Verb::Bench(arguments) => bench::run(arguments, global),

@@ -5,6 +5,7 @@ mod kernels;
 mod passes;
 mod record;
 mod shapes;
+mod train;
 
 use super::Global;
 use anyhow::Result;
@@ -21,6 +22,7 @@ enum What {
     Kernels(kernels::Arguments),
     Decode(passes::DecodeArguments),
     Prefill(passes::PrefillArguments),
+    Train(train::Arguments),
     Compare(compare::Arguments),
 }
 
@@ -29,6 +31,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
         What::Kernels(arguments) => kernels::run(arguments, global),
         What::Decode(arguments) => passes::decode(arguments, global),
         What::Prefill(arguments) => passes::prefill(arguments, global),
+        What::Train(arguments) => train::run(arguments, global),
         What::Compare(arguments) => compare::run(arguments, global),
     }
 }

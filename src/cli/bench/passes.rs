@@ -34,22 +34,22 @@ const MOST: usize = 200;
 const SECONDS: f64 = 2.0;
 
 #[derive(Debug, clap::Args)]
-struct What {
+pub(super) struct What {
     /// Decoders with random weights, by name
     #[arg(long, value_name = "NAME,…", value_delimiter = ',', value_parser = shapes::NAMES, default_values_t = [String::from("qwen2.5-0.5b")])]
-    shapes: Vec<String>,
+    pub(super) shapes: Vec<String>,
 
     /// A model with weights of its own instead: a folder, or a hub id in the offline cache
     #[arg(long, conflicts_with = "shapes")]
-    model: Option<String>,
+    pub(super) model: Option<String>,
 
     /// Also write a record, for `bench compare`
     #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
+    pub(super) out: Option<PathBuf>,
 
     /// What else the record should remember, such as what else the machine did
     #[arg(long, value_name = "TEXT", default_value = "")]
-    note: String,
+    pub(super) note: String,
 }
 
 /// Time decoding passes by batch size, beside their floor
@@ -162,14 +162,7 @@ impl Subject {
     fn random(name: &str, backend: &Arc<dyn Backend>, passes: &[Pass], seed: u64) -> Result<Self> {
         let config = shapes::shape(name).with_context(|| format!("no shape is called {name}"))?;
         check_memory(&config, weights(&config) * Dtype::BF16.size(), &**backend, passes)?;
-        let count = std::cell::Cell::new(seed);
-        let make = |_: &str, shape: &[usize]| {
-            count.set(count.get() + 1);
-            // Of a size that keeps activations in range, as training does.
-            let deviation = if let [_, inputs] = *shape { (inputs as f32).powf(-0.5) } else { 1.0 };
-            kernels::random(count.get(), shape, deviation)
-        };
-        let decoder = Decoder::made(&**backend, &config, &make)?;
+        let decoder = random_decoder(name, &**backend, seed)?;
         Ok(Subject { name: name.to_owned(), backend: backend.clone(), decoder })
     }
 
@@ -199,6 +192,19 @@ impl Subject {
         let work = pass.work(config, self.decoder.head().dtype(), dtype);
         Ok(Timing::of(pass.name(&self.name), samples, 1, work, ceilings).over(pass.sequences * pass.tokens))
     }
+}
+
+/// A decoder of a named shape with random weights.
+pub(super) fn random_decoder(name: &str, backend: &dyn Backend, seed: u64) -> Result<Decoder> {
+    let config = shapes::shape(name).with_context(|| format!("no shape is called {name}"))?;
+    let count = std::cell::Cell::new(seed);
+    let make = |_: &str, shape: &[usize]| {
+        count.set(count.get() + 1);
+        // Of a size that keeps activations in range, as training does.
+        let deviation = if let [_, inputs] = *shape { (inputs as f32).powf(-0.5) } else { 1.0 };
+        kernels::random(count.get(), shape, deviation)
+    };
+    Ok(Decoder::made(backend, &config, &make)?)
 }
 
 /// A pass with everything in place.
@@ -290,7 +296,7 @@ impl Pass {
 }
 
 /// Weights that a pass reads, the head's included; biases and norms are few.
-fn weights(config: &DecoderConfig) -> usize {
+pub(super) fn weights(config: &DecoderConfig) -> usize {
     let DecoderConfig { layers, hidden, heads, kv_heads, head_dim, ffn, vocab, .. } = *config;
     layers * hidden * (2 * heads * head_dim + 2 * kv_heads * head_dim + 3 * ffn) + vocab * hidden
 }
@@ -317,11 +323,11 @@ fn check_memory(config: &DecoderConfig, held: usize, backend: &dyn Backend, pass
     Ok(())
 }
 
-const HEADING: &str =
+pub(super) const HEADING: &str =
     "                                              ms a pass  tokens/s      GB/s   TFLOP/s  floor ms   share";
 
 /// A timing for people.
-fn row(timing: &Timing) -> String {
+pub(super) fn row(timing: &Timing) -> String {
     let Timing { name, us, gigabytes_per_second, teraflops_per_second, floor_us, .. } = timing;
     let rate = timing.tokens_per_second.unwrap_or(0.0);
     let share = 100.0 * timing.share_of_floor;

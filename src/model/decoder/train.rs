@@ -45,7 +45,7 @@ pub fn train_bytes(config: &DecoderConfig, dtype: Dtype, cache: Dtype, rows: usi
     let statistic = if dtype == Dtype::F64 { 8 } else { 4 };
     let cached = if cache == dtype { 0 } else { 2 * keys * cache.size() };
     let per_row =
-        forward + (inputs + back + config.heads) * dtype.size() + cached + config.hidden * statistic;
+        forward + (inputs + back) * dtype.size() + cached + (config.hidden + config.heads) * statistic;
     per_row * rows
 }
 
@@ -58,7 +58,7 @@ impl TrainWorkspace {
             forward: decoder.workspace(backend)?,
             inputs: (0..decoder.config.layers).map(|_| empty()).collect::<Result<_>>()?,
             cached: [cached()?, cached()?],
-            lse: empty()?,
+            lse: backend.alloc(backend.statistic(), &[0])?,
             gate: empty()?,
             up: empty()?,
             stream: empty()?,

@@ -1,0 +1,89 @@
+//! The folder of a run: its configuration, its metrics, its checkpoints.
+
+use anyhow::{Context, Result, bail};
+use pellucid::rl::config::Config;
+use pellucid::train::{Checkpoint, Stats};
+use serde_json::{Value, json};
+use std::{
+    fs::{self, File, OpenOptions},
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+const METRICS: &str = "metrics.jsonl";
+
+/// The folder, and the checkpoint it goes on from.
+pub(crate) struct Folder {
+    metrics: PathBuf,
+    pub(crate) checkpoint: Option<Checkpoint>,
+}
+
+impl Folder {
+    /// Makes a new folder, or takes one up again where its checkpoint left it: `resume` is `latest` or a checkpoint's
+    /// folder.
+    pub(crate) fn open(config: &Config, resume: Option<&str>) -> Result<Self> {
+        let out = &config.run.out;
+        let checkpoint = match resume {
+            None => None,
+            Some("latest") => Checkpoint::latest(out, |warning| eprintln!("{warning}"))?,
+            Some(folder) => Some(Checkpoint::open(Path::new(folder))?),
+        };
+        let metrics = out.join(METRICS);
+        if resume.is_none() && metrics.exists() {
+            bail!(
+                "{} holds a run already; go on with --resume latest, or give another run.out",
+                out.display()
+            );
+        }
+        fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+        let text = toml::to_string(config).context("the configuration cannot be written")?;
+        fs::write(out.join("config.toml"), text)
+            .with_context(|| format!("cannot write to {}", out.display()))?;
+        let step = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.state.global_step);
+        forget(&metrics, step)?;
+        Ok(Folder { metrics, checkpoint })
+    }
+
+    /// Adds a line to the metrics.
+    pub(crate) fn log(&self, line: &Value) -> Result<()> {
+        let file = OpenOptions::new().append(true).create(true).open(&self.metrics);
+        file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()))
+            .with_context(|| format!("cannot write {}", self.metrics.display()))
+    }
+}
+
+/// Drops the lines of steps that will be taken again, and one that was being written.
+fn forget(metrics: &Path, step: u64) -> Result<()> {
+    if !metrics.exists() {
+        return Ok(());
+    }
+    let context = || format!("cannot go on with {}", metrics.display());
+    let text = fs::read_to_string(metrics).with_context(context)?;
+    let kept: String = text
+        .split_inclusive('\n')
+        .filter(|line| {
+            let parsed: Option<Value> = serde_json::from_str(line).ok();
+            line.ends_with('\n')
+                && parsed.is_some_and(|line| line["step"].as_u64().is_some_and(|s| s <= step))
+        })
+        .collect();
+    let fresh = metrics.with_extension("jsonl.new");
+    let mut file = File::create(&fresh).with_context(context)?;
+    file.write_all(kept.as_bytes()).and_then(|()| file.sync_all()).with_context(context)?;
+    fs::rename(&fresh, metrics).with_context(context)
+}
+
+/// A step's line: what TRL calls by these names, and ours.
+pub(crate) fn metrics(step: u64, stats: &Stats) -> Value {
+    json!({
+        "step": step,
+        "loss": stats.loss,
+        "entropy": stats.entropy,
+        "grad_norm": stats.grad_norm,
+        "learning_rate": stats.learning_rate,
+        "num_tokens": stats.tokens,
+        "computed_tokens": stats.computed,
+        "microbatches": stats.microbatches,
+        "skipped": stats.bad,
+    })
+}

@@ -1,0 +1,500 @@
+//! A run's configuration: one TOML file, key=value changes to it, presets below both.
+//!
+//! What nobody knows is an error: a key that is misspelt would otherwise change nothing and say nothing.
+
+use crate::error::{Error, Result};
+use crate::format::adapter::{ModuleSet, Pattern};
+use crate::train::objective::{Aggregation, BetaDensity, Clip, Kl, Normalizer};
+use crate::train::{Objective, OptimiserSettings, Schedule, TrainSettings};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+const OP: &str = "config";
+
+/// Everything a run is told.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Of all that is drawn.
+    #[serde(default)]
+    pub seed: u64,
+    /// What is trained.
+    pub captioner: Captioner,
+    /// How it is graded into a loss.
+    #[serde(default)]
+    pub objective: ObjectiveConfig,
+    /// From what.
+    pub data: Data,
+    /// By what.
+    #[serde(default)]
+    pub optim: Optim,
+    /// For how long, and where it goes.
+    pub run: Run,
+}
+
+/// The model that is trained.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Captioner {
+    /// A folder, or a hub id in the offline cache.
+    pub model: String,
+    /// An adapter to begin with.
+    pub adapter: Option<PathBuf>,
+    /// A new adapter, where there is none to begin with.
+    #[serde(default)]
+    pub lora: LoraConfig,
+    /// Smallest area of a picture after resizing.
+    pub min_pixels: Option<usize>,
+    /// Largest area of a picture after resizing.
+    pub max_pixels: Option<usize>,
+    /// The most tokens of a caption.
+    #[serde(default = "default_max_tokens")]
+    pub max_tokens: usize,
+    /// The temperature captions are drawn at.
+    #[serde(default = "one")]
+    pub temperature: f32,
+}
+
+fn default_max_tokens() -> usize {
+    1024
+}
+
+fn one() -> f32 {
+    1.0
+}
+
+/// A new adapter.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoraConfig {
+    /// `R`.
+    pub rank: usize,
+    /// The numerator of the scale.
+    pub alpha: f64,
+    /// Names of linears, an expression, or "all-linear".
+    pub targets: Targets,
+    /// Only 0: the log-probs of training would not be the sampler's.
+    pub dropout: f64,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        let all = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+        let targets = Targets::Names(all.map(str::to_owned).to_vec());
+        LoraConfig { rank: 128, alpha: 256.0, targets, dropout: 0.0 }
+    }
+}
+
+/// Which linears an adapter is for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "a list of names, an expression, or \"all-linear\"")]
+pub enum Targets {
+    /// "all-linear", or an expression over whole paths.
+    Text(String),
+    /// Names.
+    Names(Vec<String>),
+}
+
+/// How graded completions become a loss; what is left out is the preset's.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ObjectiveConfig {
+    /// Settings that belong together, by name.
+    pub preset: Option<Preset>,
+    /// How rewards become advantages.
+    pub advantage: Option<String>,
+    /// How tokens count.
+    pub aggregation: Option<String>,
+    /// The ratio counts down to 1 − this.
+    pub clip_low: Option<f64>,
+    /// And up to 1 + this.
+    pub clip_high: Option<f64>,
+    /// The most that a bad token costs, in times its advantage.
+    pub dual_clip: Option<f64>,
+    /// The pull towards the reference.
+    pub kl: Option<KlConfig>,
+}
+
+/// The pull towards the reference.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KlConfig {
+    /// "k1", "k2" or "k3" in the loss, or any of them as "k1_in_reward".
+    pub kind: String,
+    /// Its weight; 0 is none.
+    pub coef: f64,
+}
+
+/// Settings that were published together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Preset {
+    /// AC-RL with the Beta normalisation of Xiao et al.
+    AcrlXiao,
+    /// AC-RL as TRL's `bnpo` loss has it.
+    AcrlTrl,
+    /// The Beta normalisation as its authors ran it.
+    BnpoPaper,
+    /// PRCO.
+    Prco,
+    /// RACRO.
+    Racro,
+}
+
+/// What is read.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// To learn from.
+    pub train: PathBuf,
+    /// To be measured by.
+    pub eval: Option<PathBuf>,
+    /// In another order every epoch.
+    #[serde(default = "yes")]
+    pub shuffle: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// How weights move.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Optim {
+    /// The rate when warm.
+    pub lr: f64,
+    /// Decay of the averages.
+    pub betas: [f64; 2],
+    /// Added to the root of the second.
+    pub eps: f64,
+    /// Decoupled decay.
+    pub weight_decay: f64,
+    /// Steps of warming up.
+    pub warmup_steps: u64,
+    /// "constant", "linear" or "cosine".
+    pub schedule: String,
+    /// The longest gradient.
+    pub max_grad_norm: f64,
+    /// Steps in a row without a finite gradient, until the run stops.
+    pub max_bad_steps: u32,
+    /// Problems of a step; of `sft`, completions.
+    pub prompts_per_step: usize,
+    /// Completions of a problem.
+    pub group_size: usize,
+    /// Tokens of one pass.
+    pub microbatch_tokens: usize,
+    /// Updates on the same completions.
+    pub epochs_per_batch: usize,
+}
+
+impl Default for Optim {
+    fn default() -> Self {
+        Optim {
+            lr: 1e-5,
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+            weight_decay: 0.0,
+            warmup_steps: 0,
+            schedule: "constant".to_owned(),
+            max_grad_norm: 1.0,
+            max_bad_steps: 5,
+            prompts_per_step: 32,
+            group_size: 8,
+            microbatch_tokens: 8192,
+            epochs_per_batch: 1,
+        }
+    }
+}
+
+/// How long, and where it goes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Run {
+    /// Steps in all.
+    pub steps: u64,
+    /// The run's folder.
+    pub out: PathBuf,
+    /// Steps between checkpoints; the last step always leaves one.
+    #[serde(default = "default_save_every")]
+    pub save_every: u64,
+    /// Steps between evaluations; 0 is never.
+    #[serde(default)]
+    pub eval_every: u64,
+    /// Checkpoints that are kept.
+    #[serde(default = "default_keep")]
+    pub keep: usize,
+}
+
+fn default_save_every() -> u64 {
+    50
+}
+
+fn default_keep() -> usize {
+    3
+}
+
+/// Rewards into advantages and a loss.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Credit {
+    /// Rewards into advantages.
+    pub normalizer: Normalizer,
+    /// Advantages into a loss.
+    pub objective: Objective,
+    /// Whether the pull of the reference is taken off the rewards instead.
+    pub kl_in_reward: bool,
+}
+
+impl Config {
+    /// Reads a file and changes it by `key=value` with dotted keys.
+    pub fn read(path: &Path, changes: &[String]) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|cause| Error::file_because(path, "cannot be read", cause))?;
+        Config::parse(&text, changes).map_err(|broken| match broken {
+            Error::Caller { what, .. } => Error::file(path, what),
+            other => other,
+        })
+    }
+
+    /// As [`Config::read`], from a text.
+    pub fn parse(text: &str, changes: &[String]) -> Result<Self> {
+        let broken =
+            |error: toml::de::Error| Error::caller(OP, error.to_string().trim_end().replace('\n', "\n  "));
+        if changes.is_empty() {
+            // Without changes errors can show the line.
+            let config: Config = toml::from_str(text).map_err(broken)?;
+            return config.checked();
+        }
+        let mut table: toml::Table = toml::from_str(text).map_err(broken)?;
+        for change in changes {
+            let Some((key, value)) = change.split_once('=') else {
+                return Err(Error::caller(OP, format!("{change:?} is no key=value")));
+            };
+            // What is no value by itself is a text: out=runs/one needs no quotes.
+            let parsed = toml::from_str::<toml::Table>(&format!("value = {value}"));
+            let value = parsed.ok().and_then(|mut table| table.remove("value"));
+            set(&mut table, key, value.unwrap_or_else(|| change[key.len() + 1..].into()))?;
+        }
+        Config::deserialize(toml::Value::Table(table)).map_err(broken)?.checked()
+    }
+
+    fn checked(self) -> Result<Self> {
+        let refuse = |what: String| Err(Error::caller(OP, what));
+        if self.captioner.lora.dropout != 0.0 {
+            return refuse(format!(
+                "captioner.lora.dropout is {}; only 0 is supported: with dropout the trainer's log-probs would not \
+                 be the sampler's",
+                self.captioner.lora.dropout
+            ));
+        }
+        let counts = [
+            ("run.steps", self.run.steps as usize),
+            ("run.save_every", self.run.save_every as usize),
+            ("run.keep", self.run.keep),
+            ("optim.prompts_per_step", self.optim.prompts_per_step),
+            ("optim.group_size", self.optim.group_size),
+            ("optim.microbatch_tokens", self.optim.microbatch_tokens),
+            ("optim.epochs_per_batch", self.optim.epochs_per_batch),
+            ("captioner.max_tokens", self.captioner.max_tokens),
+        ];
+        if let Some((name, _)) = counts.iter().find(|(_, count)| *count == 0) {
+            return refuse(format!("{name} is 0; it has to be at least 1"));
+        }
+        self.credit()?;
+        self.train_settings()?.optimiser.check()?;
+        Ok(self)
+    }
+
+    /// Which linears a new adapter is for.
+    pub fn targets(&self) -> Result<ModuleSet> {
+        Ok(match &self.captioner.lora.targets {
+            Targets::Text(text) if text == "all-linear" => ModuleSet::AllLinear,
+            Targets::Text(text) => ModuleSet::Matching(Pattern::whole(text)?),
+            Targets::Names(names) => ModuleSet::Named(names.clone()),
+        })
+    }
+
+    /// What a trainer is told.
+    pub fn train_settings(&self) -> Result<TrainSettings> {
+        let Optim { lr, betas, eps, weight_decay, warmup_steps, max_grad_norm, max_bad_steps, .. } =
+            self.optim;
+        let optimiser = OptimiserSettings {
+            learning_rate: lr,
+            betas,
+            eps,
+            weight_decay,
+            warmup_steps,
+            schedule: Schedule::named(&self.optim.schedule)?,
+            steps: self.run.steps * self.optim.epochs_per_batch as u64,
+            max_grad_norm,
+            max_bad_steps,
+        };
+        Ok(TrainSettings {
+            objective: self.credit()?.objective,
+            optimiser,
+            microbatch_tokens: self.optim.microbatch_tokens,
+            updates: self.optim.epochs_per_batch,
+        })
+    }
+
+    /// How rewards become a loss: the preset, and what is said beside it.
+    pub fn credit(&self) -> Result<Credit> {
+        let said = &self.objective;
+        let preset = self.objective.preset.unwrap_or(Preset::AcrlTrl).settings();
+        let normalizer = match &said.advantage {
+            Some(name) => Normalizer::named(name)?,
+            None => preset.normalizer,
+        };
+        let aggregation = match &said.aggregation {
+            Some(name) => Aggregation::named(name, self.captioner.max_tokens)?,
+            None => preset.objective.aggregation,
+        };
+        let base = preset.objective.clip;
+        let clip = Clip {
+            low: said.clip_low.unwrap_or(base.low),
+            high: said.clip_high.unwrap_or(base.high),
+            dual: said.dual_clip.or(base.dual),
+        };
+        if !(0.0..1.0).contains(&clip.low)
+            || clip.high.is_nan()
+            || clip.high < 0.0
+            || clip.dual.is_some_and(|d| d.is_nan() || d <= 1.0)
+        {
+            let what = format!("{clip:?}: clip_low is from 0 to 1, clip_high from 0 up, dual_clip above 1");
+            return Err(Error::caller(OP, what));
+        }
+        let (kl, kl_in_reward) = match &said.kl {
+            None => (preset.objective.kl, false),
+            Some(KlConfig { coef, .. }) if *coef == 0.0 => (None, false),
+            Some(KlConfig { kind, coef }) => {
+                let (name, in_reward) = match kind.strip_suffix("_in_reward") {
+                    Some(name) => (name, true),
+                    None => (kind.as_str(), false),
+                };
+                let kind = match name {
+                    "k1" => Kl::K1,
+                    "k2" => Kl::K2,
+                    "k3" => Kl::K3,
+                    other => {
+                        let what = format!(
+                            "objective.kl.kind {other:?} is not known; there are k1, k2, k3, k1_in_reward, …"
+                        );
+                        return Err(Error::caller(OP, what));
+                    }
+                };
+                if !coef.is_finite() || *coef < 0.0 {
+                    return Err(Error::caller(OP, format!("objective.kl.coef {coef} is no weight")));
+                }
+                if kind == Kl::K1 && !in_reward {
+                    return Err(Error::caller(
+                        OP,
+                        "k1 in the loss has no slope on average; use k1_in_reward, k2 or k3",
+                    ));
+                }
+                (Some((kind, *coef)), in_reward)
+            }
+        };
+        let objective = Objective { clip, kl, aggregation, temperature: self.captioner.temperature };
+        Ok(Credit { normalizer, objective, kl_in_reward })
+    }
+}
+
+impl Preset {
+    fn settings(self) -> Credit {
+        let clip = |low, high, dual| Clip { low, high, dual };
+        let group_std = |eps| Normalizer::GroupStd { eps, ddof: 1 };
+        let k3 = |weight| Some((Kl::K3, weight));
+        use Aggregation::{SeqMeanTokenSum, TokenMeanGlobal, TokenMeanLocal};
+        let (normalizer, aggregation, clip, kl) = match self {
+            Preset::AcrlXiao => {
+                let density = BetaDensity { largest_weight: 10.0, ..BetaDensity::default() };
+                (Normalizer::BetaDensity(density), SeqMeanTokenSum, clip(0.2, 0.28, Some(10.0)), k3(0.04))
+            }
+            Preset::AcrlTrl => (group_std(1e-4), TokenMeanLocal, clip(0.2, 0.2, None), k3(0.04)),
+            Preset::BnpoPaper => {
+                let density = BetaDensity { largest_weight: 1e6, ..BetaDensity::default() };
+                (Normalizer::BetaDensity(density), SeqMeanTokenSum, clip(0.2, 0.28, Some(10.0)), None)
+            }
+            Preset::Prco => (Normalizer::None, TokenMeanGlobal, clip(0.2, 0.28, Some(3.0)), None),
+            Preset::Racro => (group_std(1e-6), TokenMeanGlobal, clip(0.2, 0.2, Some(3.0)), k3(0.001)),
+        };
+        let objective = Objective { clip, kl, aggregation, temperature: 1.0 };
+        Credit { normalizer, objective, kl_in_reward: false }
+    }
+}
+
+/// Puts a value at a dotted key.
+fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<()> {
+    match key.split_once('.') {
+        None => {
+            table.insert(key.to_owned(), value);
+            Ok(())
+        }
+        Some((section, rest)) => {
+            let below = table.entry(section).or_insert_with(|| toml::Table::new().into());
+            match below.as_table_mut() {
+                Some(below) => set(below, rest, value),
+                None => Err(Error::caller(OP, format!("{section} is a value, {rest} cannot be set in it"))),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEAST: &str =
+        "captioner = { model = \"m\" }\ndata = { train = \"d.jsonl\" }\nrun = { steps = 3, out = \"o\" }\n";
+
+    fn refusal(text: &str, changes: &[&str]) -> String {
+        let changes: Vec<String> = changes.iter().map(|change| change.to_string()).collect();
+        Config::parse(text, &changes).expect_err("is wrong").to_string()
+    }
+
+    #[test]
+    fn little_is_enough_and_changes_are_heard() {
+        let config = Config::parse(LEAST, &[]).expect("is enough");
+        assert_eq!(config.captioner.lora.rank, 128);
+        let changes = ["optim.lr=2e-4", "run.out=runs/two", "captioner.lora.targets=[\"q_proj\"]", "seed=7"];
+        let changed = Config::parse(LEAST, &changes.map(str::to_owned)).expect("is right");
+        assert_eq!((changed.optim.lr, changed.seed), (2e-4, 7));
+        assert_eq!(changed.run.out, Path::new("runs/two"));
+        assert_eq!(changed.targets().expect("are names"), ModuleSet::Named(vec!["q_proj".to_owned()]));
+        let text = toml::to_string(&changed).expect("can be written");
+        assert_eq!(Config::parse(&text, &[]).expect("can be read"), changed);
+    }
+
+    #[test]
+    fn what_nobody_knows_is_refused_by_name() {
+        assert!(
+            refusal(&format!("{LEAST}[optim]\nlearning_rate = 1"), &[])
+                .contains("unknown field `learning_rate`")
+        );
+        assert!(refusal(LEAST, &["optim.lrr=1"]).contains("unknown field `lrr`"));
+        assert!(refusal(LEAST, &["objective.advantage=bnpo"]).contains("two things"));
+        assert!(refusal(LEAST, &["objective.kl={kind=\"k1\",coef=0.1}"]).contains("k1_in_reward"));
+        assert!(refusal(LEAST, &["objective.preset=\"grpo\""]).contains("acrl-xiao"));
+        assert!(refusal(LEAST, &["captioner.lora.dropout=0.1"]).contains("only 0"));
+        assert!(refusal(LEAST, &["run.steps=0"]).contains("run.steps"));
+        assert!(refusal(LEAST, &["optim.lr=-1"]).contains("lr -1"));
+        assert!(refusal(LEAST, &["optim"]).contains("key=value"));
+    }
+
+    #[test]
+    fn a_preset_is_what_is_left_unsaid() {
+        let credit = |changes: &[&str]| {
+            let changes: Vec<String> = changes.iter().map(|change| change.to_string()).collect();
+            Config::parse(LEAST, &changes).expect("is right").credit().expect("is right")
+        };
+        let trl = credit(&["objective.preset=acrl-trl"]);
+        assert_eq!(trl.normalizer, Normalizer::GroupStd { eps: 1e-4, ddof: 1 });
+        assert_eq!(trl.objective.aggregation, Aggregation::TokenMeanLocal);
+        assert_eq!(trl.objective.kl, Some((Kl::K3, 0.04)));
+        let xiao = credit(&["objective.preset=acrl-xiao", "objective.clip_high=0.3"]);
+        assert_eq!(xiao.objective.clip, Clip { low: 0.2, high: 0.3, dual: Some(10.0) });
+        assert_eq!(xiao.objective.aggregation, Aggregation::SeqMeanTokenSum);
+        assert_eq!(credit(&["objective.preset=prco"]).objective.kl, None);
+        assert!(credit(&["objective.kl={kind=\"k1_in_reward\",coef=0.1}"]).kl_in_reward);
+    }
+}

@@ -1,0 +1,3 @@
+//! The loop closed: what a run is told, and what it does.
+
+pub mod config;

@@ -1,0 +1,165 @@
+//! `pellucid sft` and `merge` as scripts use them: what a run leaves behind, and what killing it costs.
+#![cfg(feature = "cli")]
+
+mod support;
+
+use serde_json::{Value, json};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
+use support::golden::images;
+
+const MODEL: &str = "tests/golden/qwen2_5_vl/model";
+const STEPS: u64 = 30;
+
+fn pellucid(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_pellucid")).args(arguments).output().expect("starts");
+    let text = |bytes| String::from_utf8(bytes).expect("prints text");
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+/// Lines to learn from, in all the shapes they come in, and a configuration.
+fn prepare(folder: &Path) -> String {
+    let picture = images().join("odd.png");
+    let lines = (0..7).map(|number| match number % 3 {
+        0 => json!({"messages": [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": format!("what is {number}")}]},
+            {"role": "assistant", "content": format!("it is {number}")}
+        ], "images": [picture]}),
+        1 => json!({"prompt": format!("number {number} is"), "completion": "odd"}),
+        _ => json!({"prompt_token_ids": [number, 1, 2, 3], "completion_token_ids": [4, 5, 6]}),
+    });
+    let text: String = lines.map(|line| format!("{line}\n")).collect();
+    fs::write(folder.join("lines.jsonl"), text).expect("there is room");
+    let config = format!(
+        "seed = 3\n[captioner]\nmodel = {MODEL:?}\nlora = {{ rank = 4, alpha = 8 }}\n[data]\ntrain = {:?}\n\
+         [optim]\nlr = 5e-3\nwarmup_steps = 2\nschedule = \"cosine\"\nprompts_per_step = 4\n\
+         [run]\nsteps = {STEPS}\nout = \"unset\"\nsave_every = 4\n",
+        folder.join("lines.jsonl")
+    );
+    let path = folder.join("run.toml");
+    fs::write(&path, config).expect("there is room");
+    path.to_str().expect("is text").to_owned()
+}
+
+fn metrics(out: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(out.join("metrics.jsonl")).expect("is there");
+    text.lines().map(|line| serde_json::from_str(line).expect("is JSON")).collect()
+}
+
+#[test]
+fn a_killed_run_ends_as_one_that_was_not() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let config = prepare(folder.path());
+    let [straight, killed] = ["straight", "killed"].map(|name| folder.path().join(name));
+    let out = |path: &Path| format!("run.out={}", path.display());
+    let (code, stdout, stderr) = pellucid(&["sft", "-c", &config, &out(&straight), "--json"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    let summary: Value = serde_json::from_str(stdout.lines().last().expect("a line")).expect("is JSON");
+    assert_eq!(summary["step"], STEPS);
+    let lines = metrics(&straight);
+    assert_eq!(lines.len(), STEPS as usize);
+    let loss = |line: &Value| line["loss"].as_f64().expect("is a number");
+    assert!(loss(&lines[STEPS as usize - 1]) < 0.7 * loss(&lines[0]), "{} {}", lines[0], lines[29]);
+
+    // How long it lives is drawn; it is killed until it has been, often enough, while it ran.
+    let mut state = 12345u32;
+    for _ in 0..12 {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let mut child = Command::new(env!("CARGO_BIN_EXE_pellucid"))
+            .args(["sft", "-c", &config, &out(&killed), "--resume", "latest", "--quiet"])
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("starts");
+        std::thread::sleep(Duration::from_millis(u64::from(state >> 22)));
+        child.kill().expect("can be killed");
+        child.wait().expect("ends");
+    }
+    let (code, _, stderr) = pellucid(&["sft", "-c", &config, &out(&killed), "--resume", "latest"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    let read = |out: &Path, name: &str| fs::read(out.join(name)).expect("is there");
+    for name in
+        ["metrics.jsonl", "checkpoint-30/adapter_model.safetensors", "checkpoint-30/optimizer.safetensors"]
+    {
+        assert_eq!(read(&killed, name), read(&straight, name), "{name}");
+    }
+
+    // A finished run has nothing left to do, and a new one does not write over it.
+    let (code, ..) = pellucid(&["sft", "-c", &config, &out(&straight), "--resume", "latest"]);
+    assert_eq!((code, metrics(&straight)), (Some(0), lines));
+    let (code, _, stderr) = pellucid(&["sft", "-c", &config, &out(&straight)]);
+    assert!(code == Some(1) && stderr.contains("--resume latest"), "{stderr}");
+}
+
+#[test]
+fn a_merged_model_says_what_its_adapter_said() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let merged = folder.path().join("merged");
+    let adapter = "tests/golden/qwen2_5_vl/adapter";
+    let merged = merged.to_str().expect("is text");
+    let (code, _, stderr) = pellucid(&["merge", "--model", MODEL, "--adapter", adapter, "--out", merged]);
+    assert_eq!(code, Some(0), "{stderr}");
+    let lines = r#"{"prompt": "What is 3 + 4?", "completion": "It is 7."}"#;
+    let input = folder.path().join("lines.jsonl");
+    fs::write(&input, lines).expect("there is room");
+    let score = |model: &str, more: &[&str]| -> Vec<f64> {
+        let output = folder.path().join("scores.jsonl");
+        let paths = [&input, &output].map(|path| path.to_str().expect("is text"));
+        let fixed = ["score", "--model", model, "--dtype", "f32", "--input", paths[0], "--output", paths[1]];
+        let (code, _, stderr) = pellucid(&[&fixed[..], more].concat());
+        assert_eq!(code, Some(0), "{stderr}");
+        let line: Value =
+            serde_json::from_str(&fs::read_to_string(output).expect("is there")).expect("is JSON");
+        line["logprobs"]
+            .as_array()
+            .expect("is a list")
+            .iter()
+            .map(|l| l.as_f64().expect("is a number"))
+            .collect()
+    };
+    let (base, with, merged_scores) =
+        (score(MODEL, &[]), score(MODEL, &["--adapter", adapter]), score(merged, &[]));
+    let far = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    // The checkpoint is bf16: its weights are rounded once more.
+    let (change, rounding) = (far(&base, &with), far(&with, &merged_scores));
+    assert!(change > 0.3 && rounding < change / 8.0, "{change} and {rounding}");
+
+    let (code, _, stderr) = pellucid(&["merge", "--model", MODEL, "--adapter", adapter, "--out", merged]);
+    assert!(code == Some(1) && stderr.contains("is there already"), "{stderr}");
+    let other = "tests/golden/smollm2/model";
+    let out = folder.path().join("other");
+    let (code, _, stderr) =
+        pellucid(&["merge", "--model", other, "--adapter", adapter, "--out", out.to_str().expect("is text")]);
+    assert!(code == Some(1) && !out.exists(), "{stderr}");
+}
+
+#[test]
+fn what_cannot_be_learned_is_named() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let config = prepare(folder.path());
+    let out = format!("run.out={}", folder.path().join("out").display());
+    let refused = |line: &str, changes: &[&str], named: &[&str]| {
+        fs::write(folder.path().join("lines.jsonl"), line).expect("there is room");
+        let (code, _, stderr) = pellucid(&[&["sft", "-c", &config, &out], changes].concat());
+        assert_eq!(code, Some(1), "{stderr}");
+        assert!(named.iter().all(|name| stderr.contains(name)), "{stderr}");
+    };
+    refused("{\"prompt\": \"a\"}\n", &[], &["line 1", "completion"]);
+    refused("\n", &[], &["no lines"]);
+    refused("{\"prompt\": \"a\", \"completion_token_ids\": []}\n", &[], &["line 1", "nothing to learn"]);
+    refused("{\"prompt\": \"a\", \"completion\": \"b\"}\n", &["captioner.lora.rank=0"], &["rank 0"]);
+    refused(
+        "{\"prompt\": \"a\", \"completion\": \"b\"}\n",
+        &["captioner.lora.targets=[\"wq\"]"],
+        &["no linear"],
+    );
+    refused("{\"prompt\": \"a\", \"completion\": \"b\"}\n", &["optim.learningrate=1"], &["unknown field"]);
+    refused(
+        "{\"prompt\": \"a\", \"completion\": \"b\"}\n",
+        &["optim.microbatch_tokens=1"],
+        &["microbatch_tokens"],
+    );
+}
