@@ -1,8 +1,6 @@
 //! `pellucid sft` and `merge` as scripts use them: what a run leaves behind, and what killing it costs.
 #![cfg(feature = "cli")]
 
-mod support;
-
 use serde_json::{Value, json};
 use std::{
     fs,
@@ -10,7 +8,6 @@ use std::{
     process::{Command, Stdio},
     time::Duration,
 };
-use support::golden::images;
 
 const MODEL: &str = "tests/golden/qwen2_5_vl/model";
 const STEPS: u64 = 30;
@@ -23,7 +20,7 @@ fn pellucid(arguments: &[&str]) -> (Option<i32>, String, String) {
 
 /// Lines to learn from, in all the shapes they come in, and a configuration.
 fn prepare(folder: &Path) -> String {
-    let picture = images().join("odd.png");
+    let picture = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/images/files/odd.png");
     let lines = (0..7).map(|number| match number % 3 {
         0 => json!({"messages": [
             {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": format!("what is {number}")}]},
