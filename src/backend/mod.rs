@@ -14,10 +14,10 @@
 //!   and chunks are added in order of index; then the bias, then the scaled product h·Bᵀ as one more chunk (h rounded
 //!   to bf16), then the epilogue, and one rounding. Who sums which chunk does not matter, so prefill and decode agree.
 //! * `attention`, `paged_attention`: keys are reduced in splits of [`SPLIT`] positions counted from the start
-//!   of the sequence, splits are merged in order; contiguous and paged keys give the same bits. With a bf16
-//!   cache the query is rounded to bf16 for the scores; probabilities and sums stay f32. On a device a split is
-//!   walked in tiles of 64 keys with a running maximum, and probabilities are rounded to bf16 for the product
-//!   with the values.
+//!   of the sequence, splits are merged in order; contiguous and paged keys give the same bits, read by each sequence or
+//!   once for all that share them. With a bf16 cache the query is rounded to bf16 for the scores; probabilities and
+//!   sums stay f32. On a device a split is walked in tiles of 64 keys with a running maximum, and probabilities are
+//!   rounded to bf16 for the product with the values.
 //! * norms, softmax and log-probs: one row, one fixed reduction tree, by the row's length alone.
 //! * backward ops: a product rounds both of its operands to bf16 where the forward's product had a bf16 weight (dy and
 //!   x for dW, too). So it is with bf16 keys and values, where q, dout, probabilities and their gradients are
