@@ -9,7 +9,7 @@ mod support;
 
 use pellucid::backend::{Backend, cpu::Cpu, plain::Plain};
 use pellucid::engine::{Input, ScoreRequest, score};
-use pellucid::format::adapter::{Adapter as AdapterFile, canonical_module};
+use pellucid::format::adapter::{Adapter as AdapterFile, ModuleSet, canonical_module};
 use pellucid::format::{Checkpoint, ModelFolder};
 use pellucid::model::{Gradients, Model, train_bytes};
 use pellucid::prompt::message::Message;
@@ -18,7 +18,7 @@ use pellucid::prompt::template::RenderOptions;
 use pellucid::tensor::{Dtype, Tensor};
 use pellucid::train::objective::{Aggregation, Clip, Kl};
 use pellucid::train::{
-    Checkpoint as Saved, Learner, Lengths, Lora, Microbatch, Objective, OptimiserSettings, Sample,
+    Checkpoint as Saved, Learner, Lengths, Lora, LoraSpec, Microbatch, Objective, OptimiserSettings, Sample,
     TrainSettings, Trainer, pack, save,
 };
 use std::{
@@ -393,6 +393,48 @@ fn a_run_that_is_interrupted_goes_on_bit_for_bit() {
     assert_eq!(rest, expected.split_off(2));
     assert_eq!(tensors(&resumed), tensors(&straight));
     assert_eq!(resumed.counts(), straight.counts());
+}
+
+/// PEFT loads a checkpoint without missing or refusing anything, and its log-probs are ours.
+#[test]
+#[ignore = "needs tests/golden/requirements.txt: PYTHON=python cargo test --test training -- --ignored"]
+fn checkpoints_are_read_by_peft() {
+    for name in ["qwen3", "qwen2_5_vl", "internvl3"] {
+        let school = School::new(&Case::read(name), cpu(), Dtype::F32);
+        let named = ModuleSet::Named(vec!["v_proj".into(), "up_proj".into(), "down_proj".into()]);
+        for targets in [ModuleSet::AllLinear, named] {
+            let spec = LoraSpec { rank: 4, alpha: 6.0, targets, base_model: Some(name.to_owned()) };
+            let lora = Lora::fresh(&school.model.config, spec, 3).unwrap();
+            let optimiser = OptimiserSettings { learning_rate: 1e-2, ..OptimiserSettings::default() };
+            let settings = settings(objective(), optimiser);
+            let mut trainer = Trainer::new(school.model.clone(), lora, settings).unwrap();
+            for _ in 0..3 {
+                trainer.supervise(&school.samples).unwrap();
+            }
+            let home = tempfile::tempdir().unwrap();
+            let folder = save(&trainer, home.path(), 3, 1, &serde_json::Value::Null).unwrap();
+            let python = std::env::var_os("PYTHON").unwrap_or("python3".into());
+            let script = school.folder.join("../../trained.py");
+            let run = std::process::Command::new(python).arg(script).arg(name).arg(&folder).output().unwrap();
+            assert!(run.status.success(), "{name}: {}", String::from_utf8_lossy(&run.stderr));
+            let theirs: Vec<Vec<f64>> = serde_json::from_slice(&run.stdout).unwrap();
+
+            let mut learner = Learner::new(school.model.clone()).unwrap();
+            let mut far = |adapter| {
+                let batch = &school.batches(10_000)[0];
+                let ours = learner.read(&school.samples, batch, adapter, 1.0).unwrap().logp.concat();
+                let theirs = theirs.concat();
+                assert_eq!(ours.len(), theirs.len());
+                // In f32 a log-prob of −10 has a digit less than one of −1.
+                let off = |(a, b): (&f64, &f64)| (a - b).abs() / b.abs().max(1.0);
+                ours.iter().zip(&theirs).map(off).fold(0.0, f64::max)
+            };
+            let (with, without) = (far(Some(&trainer.adapter())), far(None));
+            println!("{name}: off by {with:e}; {without:.2} without the adapter");
+            assert!(with < 1e-5, "{name}: log-probs are off by {with:e}");
+            assert!(without > 0.1, "{name}: training changed no log-prob by more than {without}");
+        }
+    }
 }
 
 #[test]

@@ -3,7 +3,9 @@
 use crate::backend::Backend;
 use crate::backend::philox::philox;
 use crate::error::{Error, Result};
-use crate::format::adapter::{Adapter as AdapterFile, AdapterConfig, ModuleSet, write_adapter_files};
+use crate::format::adapter::{
+    Adapter as AdapterFile, AdapterConfig, ModuleSet, Pattern, write_adapter_files,
+};
 use crate::format::config::ModelConfig;
 use crate::format::save::replace_folder;
 use crate::model::{Adapter, host_tensor, linears};
@@ -11,6 +13,9 @@ use crate::tensor::{Dtype, Tensor};
 use std::path::Path;
 
 const OP: &str = "lora";
+
+/// What transformers has beside the decoder of a model that reads images.
+const TOWER: &str = r"model\.(visual|vision_tower|multi_modal_projector)\..*";
 
 /// What a new adapter is to be.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,9 +53,11 @@ impl Lora {
             let what = format!("rank {rank} and alpha {alpha}; both have to be above 0");
             return Err(Error::caller(OP, what));
         }
+        // PEFT would find linears of these names in the image tower as well.
+        let beside = model.vision.as_ref().map(|_| Pattern::whole(TOWER)).transpose()?;
         let config = AdapterConfig {
             targets,
-            excluded: None,
+            excluded: beside.map(ModuleSet::Matching),
             layers: None,
             rank,
             alpha,

@@ -61,6 +61,17 @@ def key_of(name):
     return name.replace(".default.", ".")
 
 
+def samples(name):
+    """Prompts of a case and the completions to learn."""
+    folder = HERE / name
+    processor = reference.Processor(folder / "model", HERE / "images" / "files")
+    expected = json.loads((folder / "expected.json").read_text())["prompts"]
+    return [
+        (processor.prompt(messages), plain["completion_ids"])
+        for (messages, _), plain in zip(CASES[name].prompts.values(), expected, strict=True)
+    ]
+
+
 def make(name):
     case, folder = CASES[name], HERE / name
     out = folder / "training"
@@ -74,26 +85,20 @@ def make(name):
         config["target_modules"].sort()
     write_json(out / "adapter_config.json", config)
 
-    processor = reference.Processor(folder / "model", HERE / "images" / "files")
-    expected = json.loads((folder / "expected.json").read_text())["prompts"]
-    samples = [
-        (processor.prompt(messages), plain["completion_ids"])
-        for (messages, _), plain in zip(case.prompts.values(), expected, strict=True)
-    ]
     parameters = {key_of(key): p for key, p in model.named_parameters() if p.requires_grad}
-    total = 0
-    for number, (prompt, answer) in enumerate(samples):
+    lessons, total = samples(name), 0
+    for number, (prompt, answer) in enumerate(lessons):
         slopes = torch.tensor([slope(number, token) for token in range(len(answer))])
         total = total + (slopes * logprobs(model, prompt, answer)).sum()
     total.backward()
     save_file({key: p.grad.clone() for key, p in parameters.items()}, out / "gradients.safetensors")
 
     optimiser = torch.optim.AdamW(parameters.values(), **STEPS)
-    count = sum(len(answer) for _, answer in samples)
+    count = sum(len(answer) for _, answer in lessons)
     losses, norms = [], []
     for _ in range(10):
         optimiser.zero_grad()
-        loss = -sum(logprobs(model, prompt, answer).sum() for prompt, answer in samples) / count
+        loss = -sum(logprobs(model, prompt, answer).sum() for prompt, answer in lessons) / count
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(parameters.values(), CLIP)))
         optimiser.step()
@@ -102,5 +107,6 @@ def make(name):
     print(name, [round(loss, 4) for loss in losses], [round(norm, 3) for norm in norms])
 
 
-for name in sys.argv[1:] or CASES:
-    make(name)
+if __name__ == "__main__":
+    for name in sys.argv[1:] or CASES:
+        make(name)
