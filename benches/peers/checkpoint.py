@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 TOKENIZER = Path(__file__).parents[2] / "tests/golden/qwen2/model"
 
 SHAPES = {
+    "tiny-world": dict(hidden=128, ffn=256, layers=3, heads=4, kv_heads=2, vocab=105),
     "tiny": dict(hidden=64, ffn=112, layers=2, heads=4, kv_heads=2, vocab=512),
     "qwen2.5-0.5b": dict(hidden=896, ffn=4864, layers=24, heads=14, kv_heads=2, vocab=151936),
     "qwen2.5-3b": dict(hidden=2048, ffn=11008, layers=36, heads=16, kv_heads=2, vocab=151936),
@@ -48,7 +49,7 @@ def config(shape):
         "initializer_range": 0.02,
         "use_cache": True,
         "bos_token_id": None,
-        "eos_token_id": 358,
+        "eos_token_id": min(358, shape["vocab"] - 1),
     }
 
 
