@@ -19,6 +19,15 @@ fn rows_are_gathered_and_scattered_over_ragged_sizes() {
             let row = |row: i32| &table[row as usize * columns..][..columns];
             assert_eq!(read::<bf16>(&gpu, &out), picks.map(row).concat(), "{columns} columns");
 
+            // A table of gradients is f32, and rounded on its way out.
+            let wide: Vec<f32> = table.iter().map(|value| value.to_f32() * 1.003).collect();
+            let wide_table = gpu.upload(Tensor::from_slice(&[13, columns], &wide).unwrap()).unwrap();
+            let mut out = poisoned(&gpu, &[7, columns]);
+            gpu.gather_rows(&mut out, &wide_table, &index).unwrap();
+            let rounded: Vec<bf16> = wide.iter().map(|&value| bf16::from_f32(value)).collect();
+            let row_of = |row: i32| &rounded[row as usize * columns..][..columns];
+            assert_eq!(read::<bf16>(&gpu, &out), picks.map(row_of).concat(), "{columns} columns in f32");
+
             let places = [4, 9, 0];
             let before = normal(10 * columns, 2);
             let mut out = on_device(&gpu, &[10, columns], &before);
@@ -70,9 +79,13 @@ fn no_rows_is_no_launch_and_other_dtypes_are_refused() {
     gpu.gather_rows(&mut poisoned(&gpu, &[0, 8]), &table, &none).unwrap();
     let wide = gpu.upload(Tensor::zeros(Dtype::F32, &[2, 8]).unwrap()).unwrap();
     let index = on_device(&gpu, &[1], &[0]);
-    let error = gpu.gather_rows(&mut poisoned(&gpu, &[1, 8]), &wide, &index).unwrap_err().to_string();
+    let mut out = poisoned(&gpu, &[2, 8]);
+    let error = gpu.scatter_rows(&mut out, &wide, &on_device(&gpu, &[2], &[0, 1])).unwrap_err().to_string();
     assert!(
-        error.contains("gather_rows") && error.contains("f32[2, 8]") && error.contains("bf16"),
+        error.contains("scatter_rows") && error.contains("f32[2, 8]") && error.contains("bf16"),
         "{error}"
     );
+    let mut out = gpu.upload(Tensor::zeros(Dtype::F32, &[1, 8]).unwrap()).unwrap();
+    let error = gpu.gather_rows(&mut out, &table, &index).unwrap_err().to_string();
+    assert!(error.contains("gather_rows: out") && error.contains("f32[1, 8]"), "{error}");
 }

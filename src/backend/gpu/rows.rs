@@ -72,8 +72,26 @@ pub(super) fn gather_rows<R: Runtime>(
     table: &Tensor,
     rows: &Tensor,
 ) -> Result<()> {
+    const OP: &str = "gather_rows";
     check::gather_rows(out, table, rows)?;
-    copy_rows(gpu, "gather_rows", out, table, rows.len(), None, Some(rows))
+    if table.dtype() != Dtype::F32 {
+        return copy_rows(gpu, OP, out, table, rows.len(), None, Some(rows));
+    }
+    expect_dtype(OP, "out", out, Dtype::BF16)?;
+    let (count, columns) = (rows.len(), table.row_len());
+    let spread = Spread::over_elements(OP, count, columns)?;
+    if count == 0 || columns == 0 {
+        return Ok(());
+    }
+    let arguments = [
+        At(gpu.target(out)?),
+        At(gpu.at(table)?),
+        At(gpu.at(rows)?),
+        I64(count as i64),
+        I32(columns as i32),
+        I32(spread.lanes as i32),
+    ];
+    gpu.launch(&spread.launch("narrow_rows", 1, 0, &arguments))
 }
 
 /// See [`crate::backend::Backend::scatter_rows`].
