@@ -1,17 +1,22 @@
-//! Whole models: written so that they read back as they were.
+//! Whole models: trained as torch trains them, and written so that they read back as they were.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;
 
-use pellucid::backend::cpu::Cpu;
+use pellucid::backend::{Backend, cpu::Cpu, plain::Plain};
+use pellucid::engine::Input;
 use pellucid::format::{Checkpoint, FileDtype, ModelConfig, ModelFolder};
 use pellucid::model::{Model, write_changed};
+use pellucid::prompt::message::Message;
+use pellucid::prompt::reader::{ImageOptions, Reader, Words};
+use pellucid::prompt::template::RenderOptions;
 use pellucid::tensor::{Dtype, Tensor};
+use pellucid::train::{FullTrainer, Learner, Lengths, Lesson, OptimiserSettings, Sample, pack};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use support::golden::Case;
+use support::golden::{Case, images};
 
 const EVERY: [&str; 9] = [
     "qwen2",
@@ -103,4 +108,201 @@ fn what_was_changed_is_written_and_nothing_else() {
     assert!(wrong("nobody", &[1]).ends_with("holds no tensor nobody to be replaced"));
     assert!(wrong(name, &[1, 2]).contains("cannot become f32[1, 2]"), "{}", wrong(name, &[1, 2]));
     assert!(contents(&to) == after, "a refusal leaves what was there");
+}
+
+/// A trainer of a case's model, and the completions of its prompts.
+fn class(case: &Case, backend: Arc<dyn Backend>, tower: bool, budget: usize) -> (FullTrainer, Vec<Lesson>) {
+    let model = Model::load(&case.model(), backend, None).unwrap();
+    let reader =
+        Reader::open(&ModelFolder::at(case.model()), &model.config, ImageOptions::default()).unwrap();
+    let lessons = case.expected.prompts.iter().map(|prompt| {
+        let words = Words::Messages(Message::list_from_json(prompt.messages.clone()).unwrap());
+        let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+        let read = reader.read(&words, &[], &images(), &options).unwrap();
+        Lesson { prompt: Arc::new(read), tokens: prompt.completion_ids.clone() }
+    });
+    let lessons = lessons.collect();
+    let settings = OptimiserSettings {
+        learning_rate: 5e-4,
+        betas: [0.9, 0.99],
+        eps: 1e-6,
+        weight_decay: 0.01,
+        max_grad_norm: 0.5,
+        ..OptimiserSettings::default()
+    };
+    (FullTrainer::new(model, tower, settings, budget).unwrap(), lessons)
+}
+
+fn cpu() -> Arc<dyn Backend> {
+    Arc::new(Cpu::new(None).unwrap())
+}
+
+/// Gradients by name; parts of a fused weight one below the other.
+fn gradients(trainer: &FullTrainer) -> BTreeMap<String, Vec<f64>> {
+    let mut all: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for (name, gradient) in trainer.gradients() {
+        let gradient = trainer.model().backend.download(gradient).unwrap();
+        all.entry(name).or_default().extend(gradient.to_f64());
+    }
+    all
+}
+
+fn norm(values: &[f64]) -> f64 {
+    values.iter().map(|value| value * value).sum::<f64>().sqrt()
+}
+
+#[derive(serde::Deserialize)]
+struct Theirs {
+    gradients: BTreeMap<String, Summary>,
+    losses: Vec<f64>,
+    norms: Vec<f64>,
+}
+
+#[derive(serde::Deserialize)]
+struct Summary {
+    norm: f64,
+    /// The product with the sines of 1 + 0.37·i.
+    along: f64,
+}
+
+fn theirs(case: &Case) -> Theirs {
+    serde_json::from_str(&std::fs::read_to_string(case.model().with_file_name("full.json")).unwrap()).unwrap()
+}
+
+const TAUGHT: [&str; 3] = ["qwen2_5", "qwen3", "qwen2_5_vl"];
+
+fn along(values: &[f64]) -> f64 {
+    values.iter().enumerate().map(|(i, value)| value * (1.0 + 0.37 * i as f64).sin()).sum()
+}
+
+/// All weights, in one microbatch and in several.
+#[test]
+fn gradients_of_every_weight_are_torchs() {
+    for case in TAUGHT.map(Case::read) {
+        let theirs = theirs(&case);
+        for budget in [4096, 1] {
+            let longest = |lessons: &[Lesson]| {
+                let length = |lesson: &Lesson| lesson.prompt.prompt.tokens.len() + lesson.tokens.len();
+                lessons.iter().map(length).max().unwrap()
+            };
+            let (mut trainer, lessons) = class(&case, cpu(), true, 4096);
+            if budget == 1 {
+                (trainer, _) = class(&case, cpu(), true, longest(&lessons));
+            }
+            let stats = trainer.differentiate(&lessons).unwrap();
+            assert_eq!(budget == 1, stats.microbatches > 1);
+            assert!((stats.loss - theirs.losses[0]).abs() < 1e-4, "{}: {}", case.name, stats.loss);
+            let ours = gradients(&trainer);
+            assert!(ours.keys().eq(theirs.gradients.keys()), "{}", case.name);
+            let stored = Checkpoint::open(&case.model()).unwrap();
+            for (name, Summary { norm: length, along: product }) in &theirs.gradients {
+                let gradient = &ours[name];
+                assert_eq!(gradient.len(), stored.view(name).unwrap().elements(), "{name}");
+                let off = (norm(gradient) - length).abs().max((along(gradient) - product).abs()) / length;
+                assert!(off < 1e-4, "{} {name}: off by {off:e}", case.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn ten_steps_of_every_weight_lose_what_torch_loses() {
+    for case in TAUGHT.map(Case::read) {
+        let theirs = theirs(&case);
+        let (mut trainer, lessons) = class(&case, cpu(), true, 4096);
+        for (step, (loss, norm)) in theirs.losses.iter().zip(&theirs.norms).enumerate() {
+            let before = trainer.cross_entropy(&lessons).unwrap();
+            let stats = trainer.supervise(&lessons).unwrap();
+            assert!((before - stats.loss).abs() < 1e-12, "{} step {step}: {before}", case.name);
+            let (far, off) = ((stats.loss - loss).abs(), (stats.grad_norm / norm - 1.0).abs());
+            assert!(far < 1e-4, "{} step {step}: loss {} for {loss}", case.name, stats.loss);
+            assert!(off < 1e-3, "{} step {step}: norm {} for {norm}", case.name, stats.grad_norm);
+        }
+        // What was learned is written, and read again.
+        let home = tempfile::tempdir().unwrap();
+        let to = home.path().join("model");
+        trainer.model().write(&to, &ModelFolder::at(case.model()), Dtype::F32).unwrap();
+        let again = load(&to);
+        for ((name, ours), (_, read)) in trainer.model().parameters().iter().zip(again.parameters()) {
+            assert!(ours.bytes() == read.bytes(), "{} {name}", case.name);
+        }
+    }
+}
+
+/// The whole walk in f64 against central differences: one element of every weight, a different one each.
+#[test]
+fn every_weight_agrees_with_central_differences() {
+    let case = Case::read("qwen2_5_vl");
+    let (mut trainer, mut lessons) = class(&case, Arc::new(Plain::<f64>::default()), true, 4096);
+    lessons.retain(|lesson| !lesson.prompt.images.is_empty());
+    lessons.truncate(1);
+    lessons[0].tokens.truncate(4);
+    trainer.differentiate(&lessons).unwrap();
+    let slopes: Vec<(String, Vec<f64>)> =
+        trainer.gradients().into_iter().map(|(name, gradient)| (name, gradient.to_f64())).collect();
+    let backend: Arc<dyn Backend> = Arc::new(Plain::<f64>::default());
+    let mut model = Model::load(&case.model(), backend.clone(), None).unwrap();
+    for weight in model.parameters_mut() {
+        *weight = weight.copied(Dtype::F64).unwrap();
+    }
+    let mut model = Arc::new(model);
+    let Lesson { prompt, tokens } = &lessons[0];
+    let lengths = Lengths { prompt: 0, prompt_tokens: prompt.prompt.tokens.len(), tokens: tokens.len() };
+    let batch = pack(&[lengths], 4096).unwrap().remove(0);
+    let tower_first = model.decoder.parameters().len();
+    for (number, (name, slope)) in slopes.iter().enumerate() {
+        // Of the decoder, the LoRA tests see most; here the first block and the ends do.
+        if number < tower_first && name.contains("layers.") && !name.contains("layers.0.") {
+            continue;
+        }
+        let most = (0..slope.len()).max_by(|&a, &b| slope[a].abs().total_cmp(&slope[b].abs())).unwrap();
+        let element = if number % 2 == 0 { most } else { number * 37 % slope.len() };
+        let mut loss = |by: f64| {
+            let mut weights = Arc::get_mut(&mut model).unwrap().parameters_mut();
+            weights[number].as_mut_slice::<f64>().unwrap()[element] += by;
+            let input = Arc::new(Input::prepare(&model, prompt).unwrap());
+            let sample = Sample { input, tokens: tokens.clone(), old: Vec::new(), advantage: 1.0 };
+            let mut learner = Learner::new(model.clone()).unwrap();
+            let logp = learner.read(&[sample], &batch, None, 1.0).unwrap().logp.concat();
+            drop(learner);
+            let mut weights = Arc::get_mut(&mut model).unwrap().parameters_mut();
+            weights[number].as_mut_slice::<f64>().unwrap()[element] -= by;
+            -logp.iter().sum::<f64>() / tokens.len() as f64
+        };
+        let by = 1e-4;
+        let expected = (loss(by) - loss(-by)) / (2.0 * by);
+        let far = (expected - slope[element]).abs();
+        assert!(far <= 1e-5 * expected.abs() + 1e-7, "{name}[{element}]: {} for {expected}", slope[element]);
+    }
+}
+
+/// A frozen tower stays as it is, and the decoder learns what it would have.
+#[test]
+fn a_frozen_tower_stays_as_it_is() {
+    let case = Case::read("qwen2_5_vl");
+    let (mut whole, lessons) = class(&case, cpu(), true, 4096);
+    let (mut half, _) = class(&case, cpu(), false, 4096);
+    let before = load(&case.model());
+    whole.differentiate(&lessons).unwrap();
+    half.supervise(&lessons).unwrap();
+    let (all, some) = (gradients(&whole), gradients(&half));
+    assert!(some.len() < all.len());
+    for (name, gradient) in &some {
+        assert!(gradient == &all[name] && !name.starts_with("visual."), "{name}");
+    }
+    for ((name, old), (_, new)) in before.parameters().into_iter().zip(half.model().parameters()) {
+        assert_eq!(name.starts_with("visual."), old.bytes() == new.bytes(), "{name}");
+    }
+}
+
+#[test]
+fn towers_that_do_not_learn_are_refused_by_name() {
+    for (name, family) in [("qwen2_vl", "Qwen2-VL"), ("internvl3", "InternVL")] {
+        let model = load(&Case::read(name).model());
+        let refusal = FullTrainer::new(model, true, OptimiserSettings::default(), 4096).unwrap_err();
+        let expected = format!("full training of the image tower of {family} is not supported; freeze it");
+        assert!(refusal.to_string().contains(&expected), "{refusal}");
+        let model = load(&Case::read(name).model());
+        FullTrainer::new(model, false, OptimiserSettings::default(), 4096).unwrap();
+    }
 }

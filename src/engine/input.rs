@@ -152,7 +152,7 @@ fn content(pixels: &[f32], grid: [usize; 3]) -> [u8; 32] {
 }
 
 /// An image as rows of patches, and the grid they form.
-fn patches<'i>(model: &Model, image: &'i ProcessedImage) -> Result<(Cow<'i, [f32]>, [usize; 3])> {
+pub(crate) fn patches<'i>(model: &Model, image: &'i ProcessedImage) -> Result<(Cow<'i, [f32]>, [usize; 3])> {
     match (image.geometry, &model.config.vision) {
         (Geometry::Patches { grid }, _) => Ok((Cow::Borrowed(&image.pixels), grid)),
         (Geometry::Tiles { .. }, Some(VisionConfig::InternVit(vit))) => {

@@ -15,6 +15,7 @@ mod stop;
 
 pub use batch::Engine;
 pub use generate::{Generation, PREFILL_CHUNK, generate};
+pub(crate) use input::patches;
 pub use input::{Features, Input};
 pub use request::{Completion, Event, Finish, Limits, Published, Request, Ticket, Totals, pages_needed};
 pub use sampling::Sampling;

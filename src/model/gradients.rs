@@ -2,6 +2,7 @@
 
 use super::adapter::{Adapter, Projection};
 use super::decoder::Decoder;
+use super::weights::LinearWeights;
 use crate::backend::{Backend, LinearGrads, LoraGrads};
 use crate::error::Result;
 use crate::tensor::Tensor;
@@ -15,6 +16,21 @@ pub(super) struct LinearGradients {
 }
 
 impl LinearGradients {
+    /// Zeros for the weights of a linear.
+    pub(super) fn of(backend: &dyn Backend, linear: &LinearWeights) -> Result<Self> {
+        let zeros = |tensor: &Tensor| zeros_like(backend, tensor);
+        let bias = linear.bias.as_ref().map(zeros).transpose()?;
+        Ok(LinearGradients { weight: Some(zeros(&linear.weight)?), bias, pair: None })
+    }
+
+    pub(super) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        self.weight.iter().chain(&self.bias).chain(self.pair.iter().flatten())
+    }
+
+    pub(super) fn tensors_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        self.weight.iter_mut().chain(&mut self.bias).chain(self.pair.iter_mut().flatten())
+    }
+
     /// As an op takes them.
     pub(super) fn targets(&mut self) -> LinearGrads<'_> {
         let lora = self.pair.iter_mut().map(|[a, b]| LoraGrads { a, b }).collect();
@@ -64,12 +80,7 @@ impl Gradients {
         let blocks = decoder.blocks.iter().map(|block| -> Result<BlockGradients> {
             let mut linears: [LinearGradients; 7] = Default::default();
             for projection in Projection::ALL {
-                let linear = block.linear(projection);
-                linears[projection as usize] = LinearGradients {
-                    weight: Some(zeros(&linear.weight)?),
-                    bias: linear.bias.as_ref().map(zeros).transpose()?,
-                    pair: None,
-                };
+                linears[projection as usize] = LinearGradients::of(backend, block.linear(projection))?;
             }
             let head_norms = block.head_norms.as_ref();
             Ok(BlockGradients {
@@ -94,9 +105,7 @@ impl Gradients {
             all.extend(&block.attention_norm);
             all.extend(block.head_norms.iter().flatten());
             all.extend(&block.ffn_norm);
-            for linear in &block.linears {
-                all.extend(linear.weight.iter().chain(&linear.bias).chain(linear.pair.iter().flatten()));
-            }
+            all.extend(block.linears.iter().flat_map(LinearGradients::tensors));
         }
         all.extend(self.norm.iter().chain(&self.head));
         all
@@ -113,16 +122,15 @@ impl Gradients {
             all.extend(&mut block.attention_norm);
             all.extend(block.head_norms.iter_mut().flatten());
             all.extend(&mut block.ffn_norm);
-            for LinearGradients { weight, bias, pair } in &mut block.linears {
-                all.extend(weight.iter_mut().chain(bias).chain(pair.iter_mut().flatten()));
-            }
+            all.extend(block.linears.iter_mut().flat_map(LinearGradients::tensors_mut));
         }
         all.extend(self.norm.iter_mut().chain(&mut self.head));
         all
     }
 }
 
-fn zeros_like(backend: &dyn Backend, tensor: &Tensor) -> Result<Tensor> {
+/// Room for the gradient of a tensor.
+pub(super) fn zeros_like(backend: &dyn Backend, tensor: &Tensor) -> Result<Tensor> {
     let mut zeros = backend.alloc(backend.statistic(), tensor.shape())?;
     backend.zero(&mut zeros)?;
     Ok(zeros)

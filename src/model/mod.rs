@@ -23,7 +23,7 @@ pub use packed::{Packed, PlacedImage, Run};
 pub use passages::{Passage, Passages};
 pub use positions::{ImagePlace, Positions};
 pub use save::write_changed;
-pub use tower::{PatchedImage, Tower};
+pub use tower::{PatchedImage, Tower, TowerGradients};
 
 use crate::backend::Backend;
 use crate::error::{Error, Result};
@@ -106,9 +106,18 @@ impl Model {
         tower.encode(&*self.backend, image)
     }
 
-    /// Weights by the names the checkpoint has for them.
+    /// Weights by the names the checkpoint has for them: the decoder's, then those of a tower that can be trained.
     pub fn parameters(&self) -> Vec<(String, &Tensor)> {
-        self.decoder.parameters()
+        let mut all = self.decoder.parameters();
+        all.extend(self.tower.iter().flat_map(Tower::parameters));
+        all
+    }
+
+    /// Weights in the order of [`Model::parameters`].
+    pub fn parameters_mut(&mut self) -> Vec<&mut Tensor> {
+        let mut all = self.decoder.parameters_mut();
+        all.extend(self.tower.iter_mut().flat_map(Tower::parameters_mut));
+        all
     }
 
     /// Brings a PEFT adapter of this model to its backend.

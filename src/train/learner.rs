@@ -58,6 +58,17 @@ impl Learner {
         &self.model
     }
 
+    /// The model, to be changed; nobody else may hold it.
+    pub(super) fn model_mut(&mut self) -> Result<&mut Model> {
+        Arc::get_mut(&mut self.model)
+            .ok_or_else(|| Error::internal("train", "a model was to be changed that somebody else holds"))
+    }
+
+    /// Gradients of the image features of the last microbatch that was learned from.
+    pub(super) fn images(&self) -> &Tensor {
+        self.work.images()
+    }
+
     /// Bytes of activations it holds.
     pub fn bytes(&self) -> usize {
         self.work.bytes()

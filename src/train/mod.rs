@@ -1,6 +1,7 @@
 //! Graded completions into a better adapter.
 
 mod checkpoint;
+mod full;
 mod learner;
 mod lora;
 pub mod objective;
@@ -9,6 +10,7 @@ mod pack;
 mod trainer;
 
 pub use checkpoint::{Checkpoint, State, save};
+pub use full::{FullTrainer, Lesson};
 pub use learner::{Learner, Reading, Sample};
 pub use lora::{Lora, LoraSpec};
 pub use optimiser::{Optimiser, OptimiserSettings, OptimiserState, Schedule, Update};

@@ -229,20 +229,16 @@ impl Optimiser {
             step: self.taken,
             scale: (self.settings.max_grad_norm / grad_norm).min(1.0) as f32,
         };
-        let decay = self.settings.weight_decay as f32;
         let averages = self.first.iter_mut().zip(&mut self.second);
         let mut parameters: Vec<AdamwParameter<'_>> = self
             .masters
             .iter_mut()
             .zip(averages)
             .zip(gradients.iter().zip(weights))
-            .map(|((master, (first, second)), (gradient, weight))| AdamwParameter {
-                master,
-                first,
-                second,
-                gradient,
-                weight: Some(weight),
-                decay,
+            .map(|((master, (first, second)), (gradient, weight))| {
+                // Norms and biases do not decay.
+                let decay = if master.shape().len() > 1 { self.settings.weight_decay as f32 } else { 0.0 };
+                AdamwParameter { master, first, second, gradient, weight: Some(weight), decay }
             })
             .collect();
         backend.adamw(&mut parameters, &settings)?;

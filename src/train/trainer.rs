@@ -134,40 +134,15 @@ impl Trainer {
     /// Loss of completions, all alike, without learning from them.
     pub fn cross_entropy(&mut self, samples: &[Sample]) -> Result<f64> {
         let batches = batches(samples, self.settings.microbatch_tokens)?;
-        let (mut sum, mut tokens) = (0.0, 0);
-        for batch in &batches {
-            let reading = self.learner.read(samples, batch, Some(&self.current), 1.0)?;
-            let logp = reading.logp.concat();
-            sum -= logp.iter().sum::<f64>();
-            tokens += logp.len();
-        }
-        Ok(sum / tokens.max(1) as f64)
+        cross_entropy(&mut self.learner, samples, &batches, Some(&self.current))
     }
 
     fn update(&mut self, samples: &[Sample], batches: &[Microbatch], loss: &dyn Loss) -> Result<Stats> {
         let model = self.learner.model().clone();
         let backend = &*model.backend;
-        let objective = self.settings.objective;
-        let lengths: Vec<Vec<usize>> = batches
-            .iter()
-            .map(|batch| samples[batch.samples()].iter().map(|sample| sample.tokens.len()).collect())
-            .collect();
-        let weights = token_weights(&lengths, loss.aggregation(&objective));
-        let mut stats = Stats { microbatches: batches.len(), ..Stats::default() };
         self.gradients.clear(backend)?;
-        for (number, (batch, weights)) in batches.iter().zip(&weights).enumerate() {
-            stats.computed += batch.tokens;
-            let slopes = |reading: &Reading| {
-                let slopes = loss.slopes(number, batch, weights, reading, &mut stats);
-                finite(reading, batch).map(|()| slopes)
-            };
-            let (adapter, temperature) = (Some(&*self.current), loss.temperature(&objective));
-            self.learner.learn(samples, batch, adapter, temperature, slopes, &mut self.gradients)?;
-        }
-        let tokens = stats.tokens.max(1) as f64;
-        for sum in [&mut stats.kl, &mut stats.entropy, &mut stats.clip_fraction] {
-            *sum /= tokens;
-        }
+        let work = Work { samples, batches, adapter: Some(&*self.current), loss };
+        let stats = work.gradient(&mut self.learner, &mut self.gradients, |_, _| Ok(()))?;
         if Arc::get_mut(&mut self.spare).is_none() {
             self.spare = Arc::new(self.current.like(backend)?);
         }
@@ -214,10 +189,66 @@ impl Trainer {
     }
 }
 
+/// What an update learns from.
+pub(super) struct Work<'a> {
+    pub(super) samples: &'a [Sample],
+    pub(super) batches: &'a [Microbatch],
+    pub(super) adapter: Option<&'a Adapter>,
+    pub(super) loss: &'a dyn Loss,
+}
+
+impl Work<'_> {
+    /// Adds the gradient of the loss to `gradients`. `after` each microbatch its learner may be asked for more.
+    pub(super) fn gradient(
+        &self,
+        learner: &mut Learner,
+        gradients: &mut Gradients,
+        mut after: impl FnMut(&Learner, &Microbatch) -> Result<()>,
+    ) -> Result<Stats> {
+        let Work { samples, batches, adapter, loss } = *self;
+        let lengths: Vec<Vec<usize>> = batches
+            .iter()
+            .map(|batch| samples[batch.samples()].iter().map(|sample| sample.tokens.len()).collect())
+            .collect();
+        let weights = token_weights(&lengths, loss.aggregation());
+        let mut stats = Stats { microbatches: batches.len(), ..Stats::default() };
+        for (number, (batch, weights)) in batches.iter().zip(&weights).enumerate() {
+            stats.computed += batch.tokens;
+            let slopes = |reading: &Reading| {
+                let slopes = loss.slopes(number, batch, weights, reading, &mut stats);
+                finite(reading, batch).map(|()| slopes)
+            };
+            learner.learn(samples, batch, adapter, loss.temperature(), slopes, gradients)?;
+            after(learner, batch)?;
+        }
+        let tokens = stats.tokens.max(1) as f64;
+        for sum in [&mut stats.kl, &mut stats.entropy, &mut stats.clip_fraction] {
+            *sum /= tokens;
+        }
+        Ok(stats)
+    }
+}
+
+/// Mean loss of the tokens of completions.
+pub(super) fn cross_entropy(
+    learner: &mut Learner,
+    samples: &[Sample],
+    batches: &[Microbatch],
+    adapter: Option<&Adapter>,
+) -> Result<f64> {
+    let (mut sum, mut tokens) = (0.0, 0);
+    for batch in batches {
+        let logp = learner.read(samples, batch, adapter, 1.0)?.logp.concat();
+        sum -= logp.iter().sum::<f64>();
+        tokens += logp.len();
+    }
+    Ok(sum / tokens.max(1) as f64)
+}
+
 /// A loss by its slopes.
-trait Loss {
-    fn aggregation(&self, objective: &Objective) -> Aggregation;
-    fn temperature(&self, objective: &Objective) -> f32;
+pub(super) trait Loss {
+    fn aggregation(&self) -> Aggregation;
+    fn temperature(&self) -> f32;
     /// Slopes by the log-probs of a microbatch, and what they add to the statistics.
     fn slopes(
         &self,
@@ -230,14 +261,14 @@ trait Loss {
 }
 
 /// −log p, every token alike.
-struct CrossEntropy;
+pub(super) struct CrossEntropy;
 
 impl Loss for CrossEntropy {
-    fn aggregation(&self, _: &Objective) -> Aggregation {
+    fn aggregation(&self) -> Aggregation {
         Aggregation::TokenMeanGlobal
     }
 
-    fn temperature(&self, _: &Objective) -> f32 {
+    fn temperature(&self) -> f32 {
         1.0
     }
 
@@ -267,12 +298,12 @@ struct PolicyLoss<'a> {
 }
 
 impl Loss for PolicyLoss<'_> {
-    fn aggregation(&self, objective: &Objective) -> Aggregation {
-        objective.aggregation
+    fn aggregation(&self) -> Aggregation {
+        self.objective.aggregation
     }
 
-    fn temperature(&self, objective: &Objective) -> f32 {
-        objective.temperature
+    fn temperature(&self) -> f32 {
+        self.objective.temperature
     }
 
     fn slopes(
@@ -310,7 +341,7 @@ impl Loss for PolicyLoss<'_> {
 }
 
 /// Samples into microbatches; neighbours that hold the same prompt share it.
-fn batches(samples: &[Sample], budget: usize) -> Result<Vec<Microbatch>> {
+pub(super) fn batches(samples: &[Sample], budget: usize) -> Result<Vec<Microbatch>> {
     if samples.is_empty() {
         return Err(Error::caller(OP, "no completions to learn from"));
     }

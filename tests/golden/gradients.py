@@ -1,6 +1,7 @@
 """LoRA gradients and ten steps of AdamW, by torch and peft, on every golden checkpoint in f32.
 
-    python tests/golden/gradients.py [CASE...]     writes CASE/training/: the adapter to begin with, gradients, losses
+    python tests/golden/gradients.py [CASE...]         writes CASE/training/: the adapter to begin with, gradients, losses
+    python tests/golden/gradients.py --full [CASE...]  writes CASE/full.json: the same of every weight, without an adapter
 
 The gradients are those of the sum of slope(i, t) times the log-prob of token t of completion i; the steps minimise the
 mean cross-entropy of all completions' tokens.
@@ -30,6 +31,8 @@ HERE = Path(__file__).resolve().parent
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 STEPS = dict(lr=2e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.01)
 CLIP = 0.5
+FULL = ["qwen2_5", "qwen3", "qwen2_5_vl"]
+FULL_STEPS = dict(lr=5e-4, betas=(0.9, 0.99), eps=1e-6)
 
 
 def slope(sample, token):
@@ -72,6 +75,56 @@ def samples(name):
     ]
 
 
+def weighted(model, lessons):
+    total = 0
+    for number, (prompt, answer) in enumerate(lessons):
+        slopes = torch.tensor([slope(number, token) for token in range(len(answer))])
+        total = total + (slopes * logprobs(model, prompt, answer)).sum()
+    return total
+
+
+def mean_loss(model, lessons):
+    count = sum(len(answer) for _, answer in lessons)
+    return -sum(logprobs(model, prompt, answer).sum() for prompt, answer in lessons) / count
+
+
+def descend(model, lessons, optimiser):
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    losses, norms = [], []
+    for _ in range(10):
+        optimiser.zero_grad()
+        loss = mean_loss(model, lessons)
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(parameters, CLIP)))
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    return losses, norms
+
+
+def stored_name(name):
+    """As the files of the cases call a parameter."""
+    return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
+
+
+def make_full(name):
+    folder = HERE / name
+    model = checkpoint.load(folder / "model", torch.float32).eval()
+    lessons = samples(name)
+    parameters = {stored_name(key): p.requires_grad_() for key, p in model.named_parameters()}
+    mean_loss(model, lessons).backward()
+    gradients = {}
+    for key, parameter in sorted(parameters.items()):
+        gradient = parameter.grad.double().flatten()
+        along = torch.sin(1 + 0.37 * torch.arange(len(gradient), dtype=torch.float64))
+        gradients[key] = {"norm": float(gradient.norm()), "along": float(gradient @ along)}
+    wide = [p for p in parameters.values() if p.dim() > 1]
+    narrow = [p for p in parameters.values() if p.dim() == 1]
+    groups = [{"params": wide, "weight_decay": 0.01}, {"params": narrow, "weight_decay": 0.0}]
+    losses, norms = descend(model, lessons, torch.optim.AdamW(groups, **FULL_STEPS))
+    write_json(folder / "full.json", {"gradients": gradients, "losses": losses, "norms": norms})
+    print(name, [round(loss, 4) for loss in losses], [round(norm, 3) for norm in norms])
+
+
 def make(name):
     case, folder = CASES[name], HERE / name
     out = folder / "training"
@@ -85,28 +138,18 @@ def make(name):
         config["target_modules"].sort()
     write_json(out / "adapter_config.json", config)
 
+    lessons = samples(name)
     parameters = {key_of(key): p for key, p in model.named_parameters() if p.requires_grad}
-    lessons, total = samples(name), 0
-    for number, (prompt, answer) in enumerate(lessons):
-        slopes = torch.tensor([slope(number, token) for token in range(len(answer))])
-        total = total + (slopes * logprobs(model, prompt, answer)).sum()
-    total.backward()
+    weighted(model, lessons).backward()
     save_file({key: p.grad.clone() for key, p in parameters.items()}, out / "gradients.safetensors")
 
-    optimiser = torch.optim.AdamW(parameters.values(), **STEPS)
-    count = sum(len(answer) for _, answer in lessons)
-    losses, norms = [], []
-    for _ in range(10):
-        optimiser.zero_grad()
-        loss = -sum(logprobs(model, prompt, answer).sum() for prompt, answer in lessons) / count
-        loss.backward()
-        norms.append(float(torch.nn.utils.clip_grad_norm_(parameters.values(), CLIP)))
-        optimiser.step()
-        losses.append(float(loss.detach()))
+    losses, norms = descend(model, lessons, torch.optim.AdamW(parameters.values(), **STEPS))
     write_json(out / "steps.json", {"losses": losses, "norms": norms})
     print(name, [round(loss, 4) for loss in losses], [round(norm, 3) for norm in norms])
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or CASES:
-        make(name)
+    arguments = sys.argv[1:]
+    full = "--full" in arguments
+    for name in [argument for argument in arguments if argument != "--full"] or (FULL if full else CASES):
+        (make_full if full else make)(name)

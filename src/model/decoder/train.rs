@@ -33,6 +33,8 @@ pub struct TrainWorkspace {
     gated: Tensor,    // [T, F]
     /// Gradients of normed rows, summed over the targets they predict.
     summed: Tensor, // [T, C] statistic
+    /// Gradients of the image features, where the embedding is trained.
+    images: Tensor, // [·, C]
 }
 
 /// Bytes of a [`TrainWorkspace`] for `rows` tokens with activations in `dtype`.
@@ -68,7 +70,14 @@ impl TrainWorkspace {
             attended: empty()?,
             gated: empty()?,
             summed: backend.alloc(backend.statistic(), &[0])?,
+            images: empty()?,
         })
+    }
+
+    /// Gradients `[·, C]` of the image features a walk back has met, passage by passage, image by image; of walks in
+    /// which the embedding is trained.
+    pub fn images(&self) -> &Tensor {
+        &self.images
     }
 
     /// Bytes it holds.
@@ -77,7 +86,7 @@ impl TrainWorkspace {
         let forward = [hidden, normed, queries, keys, values, attended, gated];
         let AttentionGrads { dq, dk, dv } = &self.states;
         let own = [&self.lse, &self.gate, &self.up, &self.stream, &self.normed, dq, dk, dv];
-        let more = [&self.attended, &self.gated, &self.summed];
+        let more = [&self.attended, &self.gated, &self.summed, &self.images];
         let lists = raw.iter().chain(&self.raw).chain(&self.cached).chain(&self.inputs);
         forward.into_iter().chain(own).chain(more).chain(lists).map(Tensor::byte_len).sum()
     }
@@ -190,6 +199,10 @@ impl Decoder {
             self.attend_backward(backend, layer, block, packed, adapters, below, work, room)?;
         }
         if let Some(table) = &mut gradients.embedding {
+            backend.fit(&mut work.images, &[packed.image_rows.len(), self.config.hidden])?;
+            if !packed.image_rows.is_empty() {
+                backend.gather_rows(&mut work.images, &work.stream, &packed.image_rows)?;
+            }
             blank(backend, &mut work.stream, &packed.image_rows)?;
             backend.gather_rows_backward(table, &work.stream, &packed.tokens)?;
         }

@@ -66,6 +66,13 @@ pub(super) struct Surroundings<'a> {
     pub(super) rope: Option<(&'a Rope, &'a Tensor)>,
 }
 
+impl Surroundings<'_> {
+    /// Who attends to whom, and the scale of heads of this width.
+    pub(super) fn attention(&self, width: usize) -> (Segments<'_>, f32) {
+        (Segments { starts: self.starts, parents: None }, (width as f32).powf(-0.5))
+    }
+}
+
 impl TowerBlock {
     /// hidden `[T, C]`, in place.
     pub(super) fn forward(
@@ -74,35 +81,8 @@ impl TowerBlock {
         hidden: &mut Tensor,
         around: &Surroundings<'_>,
     ) -> Result<()> {
-        let (rows, width) = (hidden.rows(), hidden.row_len());
-        let heads = [rows, around.heads, width / around.heads];
-        let normed = self.attention_norm.apply(backend, hidden)?;
-        let mut states = Vec::with_capacity(3);
-        for (part, linear) in self.qkv.iter().enumerate() {
-            let mut out = backend.alloc(hidden.dtype(), &[rows, width])?;
-            backend.linear(&mut out, &normed, &linear.plain(), Epilogue::Store)?;
-            if let Some(norm) = self.qk_norms.as_ref().and_then(|norms| norms.get(part)) {
-                out = norm.apply(backend, &out)?;
-            }
-            let mut out = out.reshaped(&heads)?;
-            if let (Some((rope, positions)), true) = (around.rope, part < 2) {
-                backend.rope(&mut out, positions, rope, false)?;
-            }
-            states.push(out);
-        }
-        let mut attended = backend.alloc(hidden.dtype(), &heads)?;
-        let scale = (heads[2] as f32).powf(-0.5);
-        backend.attention(
-            &mut attended,
-            None,
-            &states[0],
-            &states[1],
-            &states[2],
-            &Segments { starts: around.starts, parents: None },
-            false,
-            scale,
-        )?;
-        let attended = attended.reshaped(&[rows, width])?;
+        let rows = hidden.rows();
+        let (_, _, attended) = self.look(backend, hidden, around, None)?;
         backend.linear(hidden, &attended, &self.projection.plain(), self.add(0))?;
 
         let normed = self.mlp_norm.apply(backend, hidden)?;
@@ -121,6 +101,37 @@ impl TowerBlock {
         backend.linear(hidden, &inner, &down.plain(), self.add(1))
     }
 
+    /// norm(hidden), its queries, keys and values `[T, H, D]`, and what attention makes of them `[T, C]`.
+    pub(super) fn look(
+        &self,
+        backend: &dyn Backend,
+        hidden: &Tensor,
+        around: &Surroundings<'_>,
+        lse: Option<&mut Tensor>,
+    ) -> Result<(Tensor, [Tensor; 3], Tensor)> {
+        let (rows, width) = (hidden.rows(), hidden.row_len());
+        let heads = [rows, around.heads, width / around.heads];
+        let normed = self.attention_norm.apply(backend, hidden)?;
+        let state = |part: usize| -> Result<Tensor> {
+            let mut out = backend.alloc(hidden.dtype(), &[rows, width])?;
+            backend.linear(&mut out, &normed, &self.qkv[part].plain(), Epilogue::Store)?;
+            if let Some(norm) = self.qk_norms.as_ref().and_then(|norms| norms.get(part)) {
+                out = norm.apply(backend, &out)?;
+            }
+            let mut out = out.reshaped(&heads)?;
+            if let (Some((rope, positions)), true) = (around.rope, part < 2) {
+                backend.rope(&mut out, positions, rope, false)?;
+            }
+            Ok(out)
+        };
+        let states = [state(0)?, state(1)?, state(2)?];
+        let mut attended = backend.alloc(hidden.dtype(), &heads)?;
+        let ([queries, keys, values], (segments, scale)) = (&states, around.attention(heads[2]));
+        backend.attention(&mut attended, lse, queries, keys, values, &segments, false, scale)?;
+        let attended = attended.reshaped(&[rows, width])?;
+        Ok((normed, states, attended))
+    }
+
     fn add(&self, branch: usize) -> Epilogue<'_> {
         self.scales.as_ref().map_or(Epilogue::Add, |scales| Epilogue::AddScaled(&scales[branch]))
     }
@@ -129,11 +140,11 @@ impl TowerBlock {
 /// norm, linear, GELU, linear: how features leave a tower.
 #[derive(Debug)]
 pub(super) struct Projector {
-    norm: Norm,
+    pub(super) norm: Norm,
     /// Width the normed rows are regrouped to before the first linear.
-    inputs: usize,
-    first: LinearWeights,
-    second: LinearWeights,
+    pub(super) inputs: usize,
+    pub(super) first: LinearWeights,
+    pub(super) second: LinearWeights,
 }
 
 impl Projector {

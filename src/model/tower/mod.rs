@@ -3,6 +3,7 @@
 mod block;
 mod internvit;
 mod qwen;
+mod train;
 
 use super::weights::Loader;
 use crate::backend::Backend;
@@ -11,6 +12,7 @@ use crate::format::config::VisionConfig;
 use crate::tensor::Tensor;
 use internvit::InternVitTower;
 use qwen::QwenTower;
+pub use train::TowerGradients;
 
 /// One picture, or one tiled picture, ready for a tower.
 #[derive(Debug, Clone, Copy)]

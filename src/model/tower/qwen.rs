@@ -17,15 +17,17 @@ const THETA: f64 = 10_000.0;
 #[derive(Debug)]
 pub(super) struct QwenTower {
     sizes: Sizes,
-    windows: Option<Windows>,
-    patch_embedding: LinearWeights,
-    blocks: Vec<TowerBlock>,
-    merger: Projector,
+    pub(super) windows: Option<Windows>,
+    /// What the names of its tensors begin with in the checkpoint.
+    pub(super) prefix: &'static str,
+    pub(super) patch_embedding: LinearWeights,
+    pub(super) blocks: Vec<TowerBlock>,
+    pub(super) merger: Projector,
     rope: Rope,
 }
 
 #[derive(Debug)]
-struct Windows {
+pub(super) struct Windows {
     /// Side of a window in tokens (merged patches).
     side: usize,
     full_attention_blocks: Vec<usize>,
@@ -94,52 +96,81 @@ impl QwenTower {
             rope: tower_rope(loader.backend, sizes.hidden / sizes.heads, THETA)?,
             sizes: sizes.clone(),
             windows,
+            prefix,
         })
     }
 
     pub(super) fn encode(&self, backend: &dyn Backend, image: PatchedImage<'_>) -> Result<Tensor> {
-        let pixels = patches(backend, image, patch_width(&self.sizes))?;
+        let arranged = self.arrange(backend, image)?;
+        let mut hidden = self.embed(backend, &arranged)?;
+        for (layer, block) in self.blocks.iter().enumerate() {
+            block.forward(backend, &mut hidden, &self.around(&arranged, layer))?;
+        }
+        let merged = self.merger.apply(backend, &hidden)?;
+        let mut restored = backend.alloc(merged.dtype(), merged.shape())?;
+        backend.scatter_rows(&mut restored, &merged, &arranged.order)?;
+        Ok(restored)
+    }
+
+    /// Puts the patches of an image in the order in which the blocks see them.
+    pub(super) fn arrange(&self, backend: &dyn Backend, image: PatchedImage<'_>) -> Result<Arranged> {
+        let width = patch_width(&self.sizes);
+        let pixels = patches(backend, image, width)?;
         let [frames, rows, columns] = image.grid;
         let merge = self.sizes.merge;
         if rows % merge != 0 || columns % merge != 0 {
             return Err(Error::internal("tower", format!("grid {:?} does not merge by {merge}", image.grid)));
         }
-        let unit = merge * merge;
-        let mut hidden = backend.alloc(backend.activation(), &[pixels.rows(), self.sizes.hidden])?;
-        backend.linear(&mut hidden, &pixels, &self.patch_embedding.plain(), Epilogue::Store)?;
-
-        let layout = self
-            .windows
-            .as_ref()
-            .map(|windows| window_order([frames, rows / merge, columns / merge], windows.side, unit));
-        let mut places = patch_places(image.grid, merge);
-        if let Some((order, _)) = &layout {
-            let units = index(backend, order)?;
-            let mut ordered = backend.alloc(hidden.dtype(), &[order.len(), unit * self.sizes.hidden])?;
-            let whole = hidden.reshaped(&[order.len(), unit * self.sizes.hidden])?;
-            backend.gather_rows(&mut ordered, &whole, &units)?;
-            hidden = ordered.reshaped(&[pixels.rows(), self.sizes.hidden])?;
-            places =
-                order.iter().flat_map(|&token| &places[token as usize * unit..][..unit]).copied().collect();
-        }
+        let (unit, cells) = (merge * merge, [frames, rows / merge, columns / merge]);
+        // Without windows a frame is one.
+        let side = self.windows.as_ref().map_or(rows.max(columns), |windows| windows.side);
+        let (order, windows) = window_order(cells, side, unit);
+        let places = patch_places(image.grid, merge);
+        let places: Vec<[i32; 2]> =
+            order.iter().flat_map(|&token| &places[token as usize * unit..][..unit]).copied().collect();
         let positions: Vec<i32> =
             (0..2).flat_map(|axis| places.iter().map(move |place| place[axis])).collect();
-        let positions = backend.upload(Tensor::from_slice(&[2, places.len()], &positions)?)?;
-        let full = index(backend, &(0..=frames).map(|f| (f * rows * columns) as i32).collect::<Vec<_>>())?;
-        let windowed = layout.as_ref().map(|(_, starts)| index(backend, starts)).transpose()?;
-        for (layer, block) in self.blocks.iter().enumerate() {
-            let all = self.windows.as_ref().is_none_or(|w| w.full_attention_blocks.contains(&layer));
-            let starts = windowed.as_ref().filter(|_| !all).unwrap_or(&full);
-            let around =
-                Surroundings { heads: self.sizes.heads, starts, rope: Some((&self.rope, &positions)) };
-            block.forward(backend, &mut hidden, &around)?;
-        }
-        let merged = self.merger.apply(backend, &hidden)?;
-        let Some((order, _)) = layout else { return Ok(merged) };
-        let mut restored = backend.alloc(merged.dtype(), merged.shape())?;
-        backend.scatter_rows(&mut restored, &merged, &index(backend, &order)?)?;
-        Ok(restored)
+        let whole = [order.len(), unit * width];
+        let shape = pixels.shape().to_vec();
+        let mut ordered = backend.alloc(pixels.dtype(), &whole)?;
+        let positions = backend.upload(Tensor::from_slice(&[2, shape[0]], &positions)?)?;
+        let frames: Vec<i32> = (0..=frames).map(|frame| (frame * rows * columns) as i32).collect();
+        let order = index(backend, &order)?;
+        backend.gather_rows(&mut ordered, &pixels.reshaped(&whole)?, &order)?;
+        Ok(Arranged {
+            pixels: ordered.reshaped(&shape)?,
+            positions,
+            order,
+            frames: index(backend, &frames)?,
+            windows: index(backend, &windows)?,
+        })
     }
+
+    /// What the first block begins with `[T, C]`.
+    pub(super) fn embed(&self, backend: &dyn Backend, arranged: &Arranged) -> Result<Tensor> {
+        let pixels = &arranged.pixels;
+        let mut hidden = backend.alloc(backend.activation(), &[pixels.rows(), self.sizes.hidden])?;
+        backend.linear(&mut hidden, pixels, &self.patch_embedding.plain(), Epilogue::Store)?;
+        Ok(hidden)
+    }
+
+    /// What a block sees beside the stream.
+    pub(super) fn around<'a>(&'a self, arranged: &'a Arranged, layer: usize) -> Surroundings<'a> {
+        let all = self.windows.as_ref().is_none_or(|w| w.full_attention_blocks.contains(&layer));
+        let starts = if all { &arranged.frames } else { &arranged.windows };
+        Surroundings { heads: self.sizes.heads, starts, rope: Some((&self.rope, &arranged.positions)) }
+    }
+}
+
+/// An image's patches in window order, T of them.
+pub(super) struct Arranged {
+    pub(super) pixels: Tensor, // [T, pixels of a patch]
+    positions: Tensor,         // i32 [2, T]
+    /// Which tokens of the picture these are, in turn.
+    pub(super) order: Tensor, // i32 [tokens]
+    /// Where each frame starts, and each window.
+    frames: Tensor,
+    windows: Tensor,
 }
 
 fn patch_width(sizes: &Sizes) -> usize {
