@@ -52,7 +52,10 @@ fn adapter(name: &'static str, model: &Model) -> Arc<Adapter> {
 }
 
 fn prompt(model: &Model, length: usize, from: u32) -> Arc<Input> {
-    let tokens = (0..length as u32).map(|at| (from * 7919 + at * at * 31 + 7) % 150).collect();
+    prompt_of(model, (0..length as u32).map(|at| (from * 7919 + at * at * 31 + 7) % 150).collect())
+}
+
+fn prompt_of(model: &Model, tokens: Vec<u32>) -> Arc<Input> {
     let read = ReadPrompt { prompt: Prompt { tokens, spans: Vec::new() }, images: Vec::new() };
     Arc::new(Input::prepare(model, &read).unwrap())
 }
@@ -179,6 +182,19 @@ fn what_could_never_run_is_refused_where_it_is_asked() {
     refused(request(&input, 0, &[1]), "max-tokens");
     refused(request(&input, 24 * PAGE, &[1]), "25 pages");
     refused(request(&input, 3, &[]), "0 completions");
+    // Prompts and adapters belong to a model and an engine; mistaking them costs nobody else anything.
+    let llama = serving("llama3", cpu(), LIMITS);
+    let longer = prompt_of(&service.serving().model, vec![383]);
+    let reasoner = Service::start(llama).unwrap();
+    let error = reasoner.submit(request(&longer, 3, &[1])).unwrap_err().to_string();
+    assert!(error.contains("prepared for another model"), "{error}");
+    let own = adapter("qwen2", &service.serving().model);
+    let foreign = Service::start(service.serving().clone()).unwrap().publish(own).unwrap();
+    let bystander = service.submit(request(&input, 40, &[1])).unwrap();
+    let wrong = Request { adapter: Some(foreign), ..request(&input, 3, &[1, 2]) };
+    let error = service.submit(wrong).and_then(Pending::wait).unwrap_err().to_string();
+    assert!(error.contains("another engine"), "{error}");
+    assert_eq!(bystander.wait().unwrap(), alone(service.serving(), &request(&input, 40, &[1])));
     let limits = Limits { pages: 0, ..LIMITS };
     let error = Service::start(Serving { limits, ..service.serving().clone() }).unwrap_err();
     assert!(error.to_string().contains("at least 1"), "{error}");

@@ -33,6 +33,8 @@ pub struct Engine<'m> {
     totals: Totals,
     submitted: u64,
     published: u64,
+    /// What adapters it publishes are known by.
+    identity: Arc<()>,
 }
 
 impl<'m> Engine<'m> {
@@ -60,6 +62,7 @@ impl<'m> Engine<'m> {
             totals: Totals::default(),
             submitted: 0,
             published: 0,
+            identity: Arc::default(),
         })
     }
 
@@ -67,13 +70,17 @@ impl<'m> Engine<'m> {
     /// match.
     pub fn publish(&mut self, adapter: Arc<Adapter>) -> Published {
         self.published += 1;
-        Published { adapter, generation: self.published }
+        Published { adapter, generation: self.published, by: self.identity.clone() }
     }
 
     /// Puts a request in the line. Refuses what could never run.
     pub fn submit(&mut self, request: Request) -> Result<Ticket> {
         request.check(self.model, self.limits)?;
         let Request { input, sampling, seeds, adapter } = request;
+        if adapter.as_ref().is_some_and(|adapter| !Arc::ptr_eq(&adapter.by, &self.identity)) {
+            let what = "the adapter was published by another engine; publish it here, too";
+            return Err(Error::caller("submit", what));
+        }
         let ticket = Ticket(self.submitted);
         self.submitted += 1;
         let lane = |(index, &seed)| Lane {

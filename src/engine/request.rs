@@ -23,6 +23,8 @@ pub struct Limits {
 pub struct Published {
     pub(super) adapter: Arc<Adapter>,
     pub(super) generation: u64,
+    /// The engine that counted so far.
+    pub(super) by: Arc<()>,
 }
 
 /// Some completions of one prompt.
@@ -45,6 +47,13 @@ impl Request {
         let (lanes, Limits { pages, sequences, .. }) = (self.seeds.len(), limits);
         self.sampling.check_for(lanes, model.config.decoder.vocab)?;
         let most = self.input.check_length(model, self.sampling.max_tokens)?;
+        let vocab = model.config.decoder.vocab;
+        if let Some(token) = self.input.tokens().iter().find(|&&token| token as usize >= vocab) {
+            let what = format!(
+                "token {token}, but the vocabulary has {vocab} ids; the prompt was prepared for another model"
+            );
+            return Err(Error::caller(OP, what));
+        }
         if lanes == 0 || lanes > sequences {
             let what =
                 format!("{lanes} completions of one prompt; this engine runs 1 to {sequences} at a time");

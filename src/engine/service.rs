@@ -49,7 +49,7 @@ type End = Arc<OnceLock<Arc<Error>>>;
 /// A request in a service. Dropping it cancels the request.
 #[derive(Debug)]
 pub struct Pending {
-    events: Receiver<Event>,
+    events: Receiver<Result<Event>>,
     /// Completions that have not ended.
     open: usize,
     lanes: usize,
@@ -67,7 +67,7 @@ type Waiters = HashMap<Ticket, Waiter>;
 
 /// Who waits for a request.
 struct Waiter {
-    events: Sender<Event>,
+    events: Sender<Result<Event>>,
     open: usize,
     /// Dead once nobody waits.
     held: Weak<()>,
@@ -105,7 +105,8 @@ impl Service {
         &self.serving
     }
 
-    /// Asks for completions, and does not wait for them. Refuses what could never run.
+    /// Asks for completions, and does not wait for them. Refuses what could never run, an adapter of another engine when
+    /// its turn comes.
     pub fn submit(&self, request: Request) -> Result<Pending> {
         request.check(&self.serving.model, self.serving.limits)?;
         let lanes = request.seeds.len();
@@ -160,20 +161,23 @@ impl Serving {
 }
 
 impl Pending {
-    /// What happens next, or nothing once every completion has ended. Fails if the service does.
+    /// What happens next, or nothing once every completion has ended. Fails if the request was refused after all, or the
+    /// service has ended.
     pub fn next_event(&mut self) -> Result<Option<Event>> {
         if self.is_finished() {
             return Ok(None);
         }
-        let event = self.events.recv().map_err(|_: RecvError| ended(&self.end))?;
-        Ok(Some(self.noted(event)))
+        let event = self.events.recv().unwrap_or_else(|_: RecvError| Err(ended(&self.end)));
+        self.noted(event).map(Some)
     }
 
-    /// What has happened and was not asked for yet, if anything. Fails if the service does.
+    /// What has happened and was not asked for yet, if anything. Fails as [`Pending::next_event`] does.
     pub fn try_next_event(&mut self) -> Result<Option<Event>> {
         match self.events.try_recv() {
-            Ok(event) => Ok(Some(self.noted(event))),
-            Err(TryRecvError::Disconnected) if !self.is_finished() => Err(ended(&self.end)),
+            Ok(event) => self.noted(event).map(Some),
+            Err(TryRecvError::Disconnected) if !self.is_finished() => {
+                self.noted(Err(ended(&self.end))).map(Some)
+            }
             Err(_) => Ok(None),
         }
     }
@@ -200,8 +204,9 @@ impl Pending {
     /// Gives the request up. The engine lets go of its pages before its next pass.
     pub fn cancel(self) {}
 
-    fn noted(&mut self, event: Event) -> Event {
-        self.open -= usize::from(event.ends());
+    fn noted(&mut self, event: Result<Event>) -> Result<Event> {
+        // An error here is about all of them.
+        self.open = event.as_ref().map_or(0, |event| self.open - usize::from(event.ends()));
         event
     }
 }
@@ -212,13 +217,13 @@ fn serve(mut engine: Engine<'_>, orders: &Receiver<Order>, waiters: &mut Waiters
     loop {
         if engine.is_idle() {
             match orders.recv() {
-                Ok(order) => take(order, &mut engine, waiters)?,
+                Ok(order) => take(order, &mut engine, waiters),
                 Err(RecvError) => return Ok(()),
             }
         }
         loop {
             match orders.try_recv() {
-                Ok(order) => take(order, &mut engine, waiters)?,
+                Ok(order) => take(order, &mut engine, waiters),
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => {
                     return Err(Error::caller(OP, "the service was dropped before this request had ended"));
@@ -240,7 +245,7 @@ fn serve(mut engine: Engine<'_>, orders: &Receiver<Order>, waiters: &mut Waiters
             let Some(waiter) = waiters.get_mut(&ticket) else { continue };
             waiter.open -= usize::from(event.ends());
             let open = waiter.open;
-            let _ = waiter.events.send(event); // who has just gone is noticed before the next pass
+            let _ = waiter.events.send(Ok(event)); // who has just gone is noticed before the next pass
             if open == 0 {
                 waiters.remove(&ticket);
             }
@@ -248,13 +253,14 @@ fn serve(mut engine: Engine<'_>, orders: &Receiver<Order>, waiters: &mut Waiters
     }
 }
 
-fn take(order: Order, engine: &mut Engine<'_>, waiters: &mut Waiters) -> Result<()> {
+fn take(order: Order, engine: &mut Engine<'_>, waiters: &mut Waiters) {
     match order {
-        // It was checked, so it is not refused.
-        Order::Run { request, waiter } => drop(waiters.insert(engine.submit(request)?, waiter)),
+        Order::Run { request, waiter } => match engine.submit(request) {
+            Ok(ticket) => drop(waiters.insert(ticket, waiter)),
+            Err(refusal) => drop(waiter.events.send(Err(refusal))), // unless nobody waits any more
+        },
         Order::Visit(work) => work(engine),
     }
-    Ok(())
 }
 
 /// What somebody is told who still waits, or comes too late.
