@@ -62,27 +62,40 @@ fn a_killed_run_ends_as_one_that_was_not() {
     let loss = |line: &Value| line["loss"].as_f64().expect("is a number");
     assert!(loss(&lines[STEPS as usize - 1]) < 0.7 * loss(&lines[0]), "{} {}", lines[0], lines[29]);
 
-    // How long it lives is drawn; it is killed until it has been, often enough, while it ran.
-    let mut state = 12345u32;
-    for _ in 0..12 {
+    let same = |killed: &Path| {
+        let read = |out: &Path, name: &str| fs::read(out.join(name)).expect("is there");
+        let last = format!("checkpoint-{STEPS}");
+        let names = [
+            "metrics.jsonl".to_owned(),
+            format!("{last}/adapter_model.safetensors"),
+            format!("{last}/optimizer.safetensors"),
+        ];
+        for name in names {
+            assert_eq!(read(killed, &name), read(&straight, &name), "{name}");
+        }
+    };
+    // How long it lives is drawn. A run that comes to its end is looked at, and the next begins.
+    let (mut state, mut kills) = (12345u32, 0);
+    while kills < 20 {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         let mut child = Command::new(env!("CARGO_BIN_EXE_pellucid"))
             .args(["sft", "-c", &config, &out(&killed), "--resume", "latest", "--quiet"])
             .stderr(Stdio::null())
             .spawn()
             .expect("starts");
-        std::thread::sleep(Duration::from_millis(u64::from(state >> 22)));
+        std::thread::sleep(Duration::from_millis(20 + u64::from(state >> 25)));
+        let alive = child.try_wait().expect("is ours").is_none();
         child.kill().expect("can be killed");
         child.wait().expect("ends");
+        kills += u32::from(alive);
+        if !alive {
+            same(&killed);
+            fs::remove_dir_all(&killed).expect("is there");
+        }
     }
     let (code, _, stderr) = pellucid(&["sft", "-c", &config, &out(&killed), "--resume", "latest"]);
     assert_eq!(code, Some(0), "{stderr}");
-    let read = |out: &Path, name: &str| fs::read(out.join(name)).expect("is there");
-    for name in
-        ["metrics.jsonl", "checkpoint-30/adapter_model.safetensors", "checkpoint-30/optimizer.safetensors"]
-    {
-        assert_eq!(read(&killed, name), read(&straight, name), "{name}");
-    }
+    same(&killed);
 
     // A finished run has nothing left to do, and a new one does not write over it.
     let (code, ..) = pellucid(&["sft", "-c", &config, &out(&straight), "--resume", "latest"]);
