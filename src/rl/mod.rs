@@ -1,3 +1,4 @@
 //! The loop closed: what a run is told, and what it does.
 
 pub mod config;
+pub mod reply;
