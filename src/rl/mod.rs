@@ -2,3 +2,6 @@
 
 pub mod config;
 pub mod reply;
+pub mod decision;
+pub mod protocol;
+pub mod episode;

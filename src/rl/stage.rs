@@ -1,0 +1,364 @@
+//! Captions and what becomes of them: every episode of a batch under way at once, whoever can speak speaks.
+//!
+//! The policy, the clarifier and a reasoner in this process each run on an engine; a remote reasoner answers when it
+//! answers, and captions go on being sampled meanwhile. As a completion depends on its request alone, nothing of what
+//! comes out depends on who was faster.
+
+use super::actor::Actor;
+use super::episode::{Episode, Failure, Next, Outcome, Rules};
+use super::protocol::{Places, filled};
+use super::reply::Said;
+use crate::engine::{Completion, Finish, Input, Published, Sampling, Ticket};
+use crate::error::{Error, Result};
+use crate::prompt::message::Message;
+use crate::task::data::Problem;
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+const OP: &str = "rollout";
+
+/// Who reasons.
+#[derive(Debug)]
+pub enum Reasoner<'m> {
+    /// A model in this process, with an adapter if one is trained.
+    Local(Box<Actor<'m>>, Option<Published>),
+}
+
+/// Everybody who plays.
+#[derive(Debug)]
+pub struct Stage<'m> {
+    /// Writes captions; replies, too, where nobody else does.
+    pub policy: Actor<'m>,
+    /// Replies to requests with these weights instead of the policy's own without its adapter.
+    pub clarifier: Option<Actor<'m>>,
+    /// The adapter clarifications are written with: a fixed one, never the policy's.
+    pub clarifier_adapter: Option<Published>,
+    /// How clarifications are drawn.
+    pub clarifying: Sampling,
+    /// Decides, asks and answers.
+    pub reasoner: Reasoner<'m>,
+    /// Captions that were cut off fail unread.
+    pub fail_truncated: bool,
+}
+
+/// A question put to the reasoner about a caption, under rules.
+#[derive(Debug, Clone, Copy)]
+pub struct Trial<'a> {
+    /// The rules.
+    pub rules: &'a Rules,
+    /// The question; most often the one the caption is for.
+    pub problem: &'a Problem,
+}
+
+/// A problem whose captions are wanted.
+#[derive(Debug, Clone)]
+pub struct Scene<'a> {
+    /// The problem.
+    pub problem: &'a Problem,
+    /// What becomes of each caption.
+    pub trials: Vec<Trial<'a>>,
+    /// A caption for each.
+    pub seeds: Vec<u64>,
+}
+
+/// A caption and what became of it.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// The caption.
+    pub caption: Completion,
+    /// How its trials ended; none where a remote reasoner gave no reply that could be used.
+    pub outcomes: Vec<Option<Outcome>>,
+}
+
+/// The captions of a problem.
+#[derive(Debug, Clone)]
+pub struct Group {
+    /// The prompt they were written for.
+    pub input: Arc<Input>,
+    /// The captions, in the order of their seeds.
+    pub members: Vec<Member>,
+}
+
+/// Where time went.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// Passes of the policy, clarifications with it where they run on the same engine.
+    pub captions: Duration,
+    /// Passes of a clarifier with an engine of its own.
+    pub clarifications: Duration,
+    /// Passes of the reasoner, or waiting for it.
+    pub reasoning: Duration,
+    /// Everything.
+    pub total: Duration,
+}
+
+/// What a request was for.
+enum Purpose {
+    /// Captions of a scene.
+    Captions(usize),
+    /// Words that these episodes wait for.
+    Words(Vec<usize>),
+}
+
+/// Whose engine a request runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Role {
+    Policy,
+    Clarifier,
+    Reasoner,
+}
+
+/// An episode and where its outcome goes.
+struct Running<'a> {
+    scene: usize,
+    member: usize,
+    trial: usize,
+    rules: &'a Rules,
+    problem: &'a Problem,
+    episode: Episode,
+}
+
+/// Words whose speaker is certain of them: the same request gives the same words.
+type Known = HashMap<(Role, usize, Vec<u32>), Asked>;
+
+enum Asked {
+    Open(Ticket),
+    Said(Said),
+}
+
+/// A batch under way.
+struct Batch<'s, 'a> {
+    scenes: &'s [Scene<'a>],
+    base: &'s Path,
+    adapter: Option<&'s Published>,
+    open: HashMap<(Role, Ticket), (Purpose, Option<(Role, usize, Vec<u32>)>)>,
+    known: Known,
+    running: Vec<Running<'a>>,
+    groups: Vec<(Arc<Input>, Vec<Option<Member>>)>,
+    /// Episodes, and captions, that have not ended.
+    left: usize,
+}
+
+impl<'m> Stage<'m> {
+    /// Plays all scenes to their ends. Captions are written with `adapter`.
+    pub fn play(
+        &mut self,
+        scenes: &[Scene<'_>],
+        adapter: Option<&Published>,
+        base: &Path,
+    ) -> Result<(Vec<Group>, Spent)> {
+        let start = Instant::now();
+        let mut batch = Batch {
+            scenes,
+            base,
+            adapter,
+            open: HashMap::new(),
+            known: HashMap::new(),
+            running: Vec::new(),
+            groups: Vec::with_capacity(scenes.len()),
+            left: 0,
+        };
+        for number in 0..scenes.len() {
+            self.begin(&mut batch, number)?;
+        }
+        while batch.left > 0 {
+            if !self.policy.is_idle() {
+                let finished = self.policy.speak()?;
+                self.heard(&mut batch, Role::Policy, finished)?;
+            } else if let Some(clarifier) = self.clarifier.as_mut().filter(|actor| !actor.is_idle()) {
+                let finished = clarifier.speak()?;
+                self.heard(&mut batch, Role::Clarifier, finished)?;
+            } else {
+                let Reasoner::Local(actor, _) = &mut self.reasoner;
+                if actor.is_idle() {
+                    return Err(Error::internal(OP, format!("{} episodes wait for nobody", batch.left)));
+                }
+                // The whole batch reasons together: captions are all there.
+                let finished = actor.speak()?;
+                self.heard(&mut batch, Role::Reasoner, finished)?;
+            }
+        }
+        let Reasoner::Local(actor, _) = &mut self.reasoner;
+        let reasoning = actor.take_spent();
+        let spent = Spent {
+            captions: self.policy.take_spent(),
+            clarifications: self.clarifier.as_mut().map_or(Duration::ZERO, Actor::take_spent),
+            reasoning,
+            total: start.elapsed(),
+        };
+        Ok((batch.groups()?, spent))
+    }
+
+    /// Asks for the captions of a scene.
+    fn begin(&mut self, batch: &mut Batch<'_, '_>, number: usize) -> Result<()> {
+        let scene = &batch.scenes[number];
+        let Some(trial) = scene.trials.first() else {
+            return Err(Error::caller(OP, "a problem without anything to be done with its captions"));
+        };
+        let question = scene.problem.asked();
+        let text = filled(&trial.rules.protocol.caption, &Places { question: &question, ..Places::default() });
+        let messages = [Message::user(scene.problem.images.iter().cloned(), text)];
+        let input = self.policy.input(&messages, "", batch.base);
+        let input = Arc::new(input.map_err(|error| Error::caller(OP, format!("problem {}: {error}", scene.problem.id)))?);
+        let sampling = self.policy.sampling().clone();
+        batch.groups.push((input.clone(), scene.seeds.iter().map(|_| None).collect()));
+        batch.left += scene.seeds.len();
+        let ticket = self.policy.ask(input, sampling, scene.seeds.clone(), batch.adapter)?;
+        batch.open.insert((Role::Policy, ticket), (Purpose::Captions(number), None));
+        Ok(())
+    }
+
+    fn heard(
+        &mut self,
+        batch: &mut Batch<'_, '_>,
+        role: Role,
+        finished: Vec<(Ticket, usize, Completion)>,
+    ) -> Result<()> {
+        for (ticket, lane, completion) in finished {
+            if let Some((Purpose::Captions(scene), _)) = batch.open.get(&(role, ticket)) {
+                let scene = *scene;
+                self.captioned(batch, scene, lane, completion)?;
+                continue;
+            }
+            let Some((Purpose::Words(episodes), key)) = batch.open.remove(&(role, ticket)) else {
+                return Err(Error::internal(OP, "an engine finished what nobody asked for"));
+            };
+            let said = said(completion);
+            if let Some(key) = key {
+                batch.known.insert(key, Asked::Said(said.clone()));
+            }
+            for episode in episodes {
+                self.go_on(batch, episode, &said)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A caption has been written: its episodes begin.
+    fn captioned(
+        &mut self,
+        batch: &mut Batch<'_, '_>,
+        number: usize,
+        member: usize,
+        caption: Completion,
+    ) -> Result<()> {
+        let scene = &batch.scenes[number];
+        let cut = caption.finish == Finish::Length;
+        let text = caption.text.clone();
+        let outcomes = scene.trials.iter().map(|_| None).collect();
+        batch.groups[number].1[member] = Some(Member { caption, outcomes });
+        batch.left += scene.trials.len();
+        batch.left -= 1;
+        for (trial, &Trial { rules, problem }) in scene.trials.iter().enumerate() {
+            let (episode, next) = Episode::begin(rules, problem, &text);
+            batch.running.push(Running { scene: number, member, trial, rules, problem, episode });
+            let at = batch.running.len() - 1;
+            match cut && self.fail_truncated {
+                true => batch.end(at, Some(Outcome::failed(Failure::CaptionTruncated))),
+                false => self.next(batch, at, next)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn go_on(&mut self, batch: &mut Batch<'_, '_>, at: usize, said: &Said) -> Result<()> {
+        let Running { rules, problem, episode, .. } = &mut batch.running[at];
+        let next = episode.hear(rules, problem, said);
+        self.next(batch, at, next)
+    }
+
+    /// Asks whoever speaks next.
+    fn next(&mut self, batch: &mut Batch<'_, '_>, at: usize, next: Next) -> Result<()> {
+        match next {
+            Next::Done(outcome) => {
+                batch.end(at, Some(outcome));
+                Ok(())
+            }
+            Next::Clarify { text } => {
+                let Running { scene, problem, .. } = batch.running[at];
+                let messages = [Message::user(problem.images.iter().cloned(), text)];
+                let (role, actor) = match &mut self.clarifier {
+                    Some(actor) => (Role::Clarifier, actor),
+                    None => (Role::Policy, &mut self.policy),
+                };
+                let input = actor.input(&messages, "", batch.base)?;
+                let key = (role, scene, input.tokens().to_vec());
+                let adapter = self.clarifier_adapter.as_ref();
+                let said = batch.ask(actor, key, input, &self.clarifying, adapter, at)?;
+                said.map_or(Ok(()), |said| self.go_on(batch, at, &said))
+            }
+            Next::Reason { messages, prefix } => match &mut self.reasoner {
+                Reasoner::Local(actor, adapter) => {
+                    let input = actor.input(&messages, &prefix, batch.base)?;
+                    let key = (Role::Reasoner, 0, input.tokens().to_vec());
+                    let sampling = actor.sampling().clone();
+                    let said = batch.ask(actor, key, input, &sampling, adapter.as_ref(), at)?;
+                    said.map_or(Ok(()), |said| self.go_on(batch, at, &said))
+                }
+            },
+        }
+    }
+}
+
+impl Batch<'_, '_> {
+    /// Asks for words, or gives them at once where the same was asked before by anybody and drawing plays no part.
+    fn ask(
+        &mut self,
+        actor: &mut Actor<'_>,
+        key: (Role, usize, Vec<u32>),
+        input: Input,
+        sampling: &Sampling,
+        adapter: Option<&Published>,
+        at: usize,
+    ) -> Result<Option<Said>> {
+        let role = key.0;
+        let certain = sampling.temperature == 0.0;
+        match self.known.get(&key).filter(|_| certain) {
+            Some(Asked::Said(said)) => return Ok(Some(said.clone())),
+            Some(Asked::Open(ticket)) => {
+                if let Some((Purpose::Words(episodes), _)) = self.open.get_mut(&(role, *ticket)) {
+                    episodes.push(at);
+                }
+                return Ok(None);
+            }
+            None => {}
+        }
+        let Running { scene, member, trial, .. } = self.running[at];
+        // Another draw for every turn of every trial, the same whenever it is made.
+        let turn = input.tokens().len() as u64 + ((trial as u64) << 32);
+        let seed = self.scenes[scene].seeds[member] ^ turn.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let ticket = actor.ask(Arc::new(input), sampling.clone(), vec![seed], adapter)?;
+        let key = certain.then_some(key);
+        if let Some(key) = &key {
+            self.known.insert(key.clone(), Asked::Open(ticket));
+        }
+        self.open.insert((role, ticket), (Purpose::Words(vec![at]), key));
+        Ok(None)
+    }
+
+    fn end(&mut self, at: usize, outcome: Option<Outcome>) {
+        let Running { scene, member, trial, .. } = self.running[at];
+        if let Some(member) = &mut self.groups[scene].1[member] {
+            member.outcomes[trial] = outcome;
+        }
+        self.left -= 1;
+    }
+
+    fn groups(self) -> Result<Vec<Group>> {
+        let missing = || Error::internal(OP, "a caption is missing");
+        let group = |(input, members): (Arc<Input>, Vec<Option<Member>>)| {
+            let members = members.into_iter().collect::<Option<Vec<_>>>().ok_or_else(missing)?;
+            Ok(Group { input, members })
+        };
+        self.groups.into_iter().map(group).collect()
+    }
+}
+
+fn said(completion: Completion) -> Said {
+    let truncated = completion.finish == Finish::Length;
+    Said { text: completion.text, tokens: completion.tokens.len(), truncated }
+}
