@@ -22,6 +22,7 @@ mod score;
 mod selftest;
 mod sft;
 mod text;
+mod train;
 mod verify;
 
 use anyhow::{Context, Result};
@@ -46,6 +47,7 @@ enum Verb {
     Generate(generate::Arguments),
     Rollout(rollout::Arguments),
     Score(score::Arguments),
+    Train(train::Arguments),
     Sft(sft::Arguments),
     Merge(merge::Arguments),
     Verify(verify::Arguments),
@@ -123,6 +125,7 @@ fn run(command_line: &CommandLine) -> Result<()> {
         Verb::Generate(arguments) => generate::run(arguments, global),
         Verb::Rollout(arguments) => rollout::run(arguments, global),
         Verb::Score(arguments) => score::run(arguments, global),
+        Verb::Train(arguments) => train::run(arguments, global),
         Verb::Sft(arguments) => sft::run(arguments, global),
         Verb::Merge(arguments) => merge::run(arguments, global),
         Verb::Verify(arguments) => verify::run(arguments, global),

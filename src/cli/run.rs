@@ -11,10 +11,11 @@ use std::{
 };
 
 const METRICS: &str = "metrics.jsonl";
+const SAMPLES: &str = "samples.jsonl";
 
 /// The folder, and the checkpoint it goes on from.
 pub(crate) struct Folder {
-    metrics: PathBuf,
+    out: PathBuf,
     pub(crate) checkpoint: Option<Checkpoint>,
 }
 
@@ -28,8 +29,7 @@ impl Folder {
             Some("latest") => Checkpoint::latest(out, |warning| eprintln!("{warning}"))?,
             Some(folder) => Some(Checkpoint::open(Path::new(folder))?),
         };
-        let metrics = out.join(METRICS);
-        if resume.is_none() && metrics.exists() {
+        if resume.is_none() && out.join(METRICS).exists() {
             bail!(
                 "{} holds a run already; go on with --resume latest, or give another run.out",
                 out.display()
@@ -40,15 +40,27 @@ impl Folder {
         fs::write(out.join("config.toml"), text)
             .with_context(|| format!("cannot write to {}", out.display()))?;
         let step = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.state.global_step);
-        forget(&metrics, step)?;
-        Ok(Folder { metrics, checkpoint })
+        forget(&out.join(METRICS), step)?;
+        forget(&out.join(SAMPLES), step)?;
+        Ok(Folder { out: out.clone(), checkpoint })
     }
 
     /// Adds a line to the metrics.
     pub(crate) fn log(&self, line: &Value) -> Result<()> {
-        let file = OpenOptions::new().append(true).create(true).open(&self.metrics);
-        file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()))
-            .with_context(|| format!("cannot write {}", self.metrics.display()))
+        self.append(METRICS, std::slice::from_ref(line))
+    }
+
+    /// Adds lines to the samples.
+    pub(crate) fn log_samples(&self, lines: &[Value]) -> Result<()> {
+        self.append(SAMPLES, lines)
+    }
+
+    fn append(&self, name: &str, lines: &[Value]) -> Result<()> {
+        let path = self.out.join(name);
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        let file = OpenOptions::new().append(true).create(true).open(&path);
+        file.and_then(|mut file| file.write_all(text.as_bytes()))
+            .with_context(|| format!("cannot write {}", path.display()))
     }
 }
 

@@ -1,7 +1,9 @@
 //! A model that plays a part: what it is opened from, and the engine that runs it.
 
 use crate::backend::Backend;
-use crate::engine::{Completion, Engine, Event, Features, Input, Limits, Published, Request, Sampling, Ticket};
+use crate::engine::{
+    Completion, Engine, Event, Features, Input, Limits, Published, Request, Sampling, Ticket,
+};
 use crate::error::{Error, Result};
 use crate::format::ModelFolder;
 use crate::model::{Model, pages_for};
@@ -80,11 +82,11 @@ impl<'m> Actor<'m> {
         self.limits.sequences
     }
 
-    /// A conversation made ready, the reply begun with `prefix`.
-    pub fn input(&mut self, messages: &[Message], prefix: &str, base: &Path) -> Result<Input> {
+    /// A conversation made ready, the reply begun with `prefix`. Paths of pictures are as their loader made them.
+    pub fn input(&mut self, messages: &[Message], prefix: &str) -> Result<Input> {
         let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
         let words = Words::Messages(messages.to_vec());
-        let mut read = self.player.reader.read(&words, &[], base, &options)?;
+        let mut read = self.player.reader.read(&words, &[], Path::new(""), &options)?;
         if !prefix.is_empty() {
             read.prompt.tokens.extend(self.player.reader.tokenizer().encode(prefix)?);
         }
@@ -148,6 +150,8 @@ impl<'m> Actor<'m> {
             }
         }
         let missing = || Error::internal("rollout", "an engine went idle with a completion open");
-        all.into_iter().map(|lanes| lanes.into_iter().collect::<Option<Vec<_>>>().ok_or_else(missing)).collect()
+        all.into_iter()
+            .map(|lanes| lanes.into_iter().collect::<Option<Vec<_>>>().ok_or_else(missing))
+            .collect()
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! What nobody knows is an error: a key that is misspelt would otherwise change nothing and say nothing.
 
+use super::parts::{EpisodeConfig, Prompts, ReasonerConfig, ReferenceConfig};
 use crate::error::{Error, Result};
 use crate::format::adapter::{ModuleSet, Pattern};
+use crate::task::data::Layout;
 use crate::train::objective::{Aggregation, BetaDensity, Clip, Kl, Normalizer};
 use crate::train::{Objective, OptimiserSettings, Schedule, TrainSettings};
 use serde::{Deserialize, Serialize};
@@ -18,8 +20,20 @@ pub struct Config {
     /// Of all that is drawn.
     #[serde(default)]
     pub seed: u64,
+    /// In which words.
+    #[serde(default)]
+    pub prompts: Prompts,
     /// What is trained.
     pub captioner: Captioner,
+    /// Who reasons.
+    #[serde(default)]
+    pub reasoner: ReasonerConfig,
+    /// What stays as it is.
+    #[serde(default)]
+    pub reference: ReferenceConfig,
+    /// What happens to captions.
+    #[serde(default)]
+    pub episode: EpisodeConfig,
     /// How it is graded into a loss.
     #[serde(default)]
     pub objective: ObjectiveConfig,
@@ -149,6 +163,10 @@ pub struct Data {
     pub train: PathBuf,
     /// To be measured by.
     pub eval: Option<PathBuf>,
+    /// The most problems to be measured by.
+    pub eval_limit: Option<usize>,
+    /// The layout of the files, by the name of a published data set.
+    pub layout: Option<String>,
     /// In another order every epoch.
     #[serde(default = "yes")]
     pub shuffle: bool,
@@ -224,10 +242,31 @@ pub struct Run {
     /// Checkpoints that are kept.
     #[serde(default = "default_keep")]
     pub keep: usize,
+    /// Completions at work at a time.
+    #[serde(default = "default_sequences")]
+    pub sequences: usize,
+    /// Tokens of a rollout's pass.
+    #[serde(default = "default_pass_tokens")]
+    pub pass_tokens: usize,
+    /// The longest prompt with what follows it, in tokens: pages are reserved for that.
+    #[serde(default = "default_positions")]
+    pub positions: usize,
 }
 
 fn default_save_every() -> u64 {
     50
+}
+
+fn default_sequences() -> usize {
+    64
+}
+
+fn default_pass_tokens() -> usize {
+    2048
+}
+
+fn default_positions() -> usize {
+    4096
 }
 
 fn default_keep() -> usize {
@@ -291,6 +330,10 @@ impl Config {
             ("run.steps", self.run.steps as usize),
             ("run.save_every", self.run.save_every as usize),
             ("run.keep", self.run.keep),
+            ("run.sequences", self.run.sequences),
+            ("run.pass_tokens", self.run.pass_tokens),
+            ("reasoner.max_tokens", self.reasoner.max_tokens),
+            ("reference.max_tokens", self.reference.max_tokens),
             ("optim.prompts_per_step", self.optim.prompts_per_step),
             ("optim.group_size", self.optim.group_size),
             ("optim.microbatch_tokens", self.optim.microbatch_tokens),
@@ -301,6 +344,8 @@ impl Config {
             return refuse(format!("{name} is 0; it has to be at least 1"));
         }
         self.credit()?;
+        self.episode.check()?;
+        self.prompts.protocol()?;
         self.train_settings()?.optimiser.check()?;
         Ok(self)
     }
@@ -335,6 +380,17 @@ impl Config {
             microbatch_tokens: self.optim.microbatch_tokens,
             updates: self.optim.epochs_per_batch,
         })
+    }
+
+    /// The layout of the data's files.
+    pub fn layout(&self) -> Result<Layout> {
+        match self.data.layout.as_deref() {
+            None => Ok(Layout::default()),
+            Some(name) => Layout::named(name).ok_or_else(|| {
+                let known = Layout::NAMES.join(", ");
+                Error::caller(OP, format!("data.layout {name:?} is not known; there are {known}"))
+            }),
+        }
     }
 
     /// How rewards become a loss: the preset, and what is said beside it.

@@ -233,7 +233,9 @@ mod tests {
 
     #[test]
     fn no_text_breaks_it() {
-        for text in ["\\boxed", "\\boxed{", "é NEED MORE INFO", "NEED MORE INFO é", "ﬀSOLVEDﬀ", "\u{130}SOLVED : x"] {
+        for text in
+            ["\\boxed", "\\boxed{", "é NEED MORE INFO", "NEED MORE INFO é", "ﬀSOLVEDﬀ", "\u{130}SOLVED : x"]
+        {
             for form in [AnswerForm::Boxed, AnswerForm::Marker] {
                 decide(text, form);
                 response(text, form);

@@ -372,9 +372,9 @@ mod tests {
         let ask = "red-circle unknown . NEED MORE INFO : where is the red-circle ?";
         episode.hear(&rules, &problem, &said(ask));
         let next = episode.hear(&rules, &problem, &said("red-circle center ."));
-        assert!(told(&next).ends_with(&format!(
-            "\nassistant: {ask}\nuser: clarification : red-circle center .|"
-        )));
+        assert!(
+            told(&next).ends_with(&format!("\nassistant: {ask}\nuser: clarification : red-circle center .|"))
+        );
         let next = episode.hear(&rules, &problem, &said(ask));
         assert!(told(&next).ends_with("|red-circle unknown . SOLVED :"));
         let outcome = done(episode.hear(&rules, &problem, &said(&example.answer)));

@@ -121,7 +121,12 @@ impl Protocol {
         let all = [
             ("caption", &self.caption, &["question"][..], &[][..]),
             ("decide", &self.decide, &["question", "caption", "exchanges"], &["question", "caption"]),
-            ("decide_only", &self.decide_only, &["question", "caption", "exchanges"], &["question", "caption"]),
+            (
+                "decide_only",
+                &self.decide_only,
+                &["question", "caption", "exchanges"],
+                &["question", "caption"],
+            ),
             ("clarify", &self.clarify, &["question", "request"], &["request"]),
             ("answer", &self.answer, &["question", "caption", "exchanges"], &["question", "caption"]),
             ("solve", &self.solve, &["question", "caption", "exchanges"], &["question", "caption"]),

@@ -14,7 +14,6 @@ use crate::prompt::message::Message;
 use crate::task::data::Problem;
 use std::{
     collections::HashMap,
-    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -122,8 +121,11 @@ struct Running<'a> {
     episode: Episode,
 }
 
+/// Who is asked, about which scene where that matters, in which tokens.
+type Key = (Role, usize, Vec<u32>);
+
 /// Words whose speaker is certain of them: the same request gives the same words.
-type Known = HashMap<(Role, usize, Vec<u32>), Asked>;
+type Known = HashMap<Key, Asked>;
 
 enum Asked {
     Open(Ticket),
@@ -133,9 +135,9 @@ enum Asked {
 /// A batch under way.
 struct Batch<'s, 'a> {
     scenes: &'s [Scene<'a>],
-    base: &'s Path,
+    sampling: &'s Sampling,
     adapter: Option<&'s Published>,
-    open: HashMap<(Role, Ticket), (Purpose, Option<(Role, usize, Vec<u32>)>)>,
+    open: HashMap<(Role, Ticket), (Purpose, Option<Key>)>,
     known: Known,
     running: Vec<Running<'a>>,
     groups: Vec<(Arc<Input>, Vec<Option<Member>>)>,
@@ -144,17 +146,17 @@ struct Batch<'s, 'a> {
 }
 
 impl<'m> Stage<'m> {
-    /// Plays all scenes to their ends. Captions are written with `adapter`.
+    /// Plays all scenes to their ends. Captions are drawn as `sampling` says and written with `adapter`.
     pub fn play(
         &mut self,
         scenes: &[Scene<'_>],
+        sampling: &Sampling,
         adapter: Option<&Published>,
-        base: &Path,
     ) -> Result<(Vec<Group>, Spent)> {
         let start = Instant::now();
         let mut batch = Batch {
             scenes,
-            base,
+            sampling,
             adapter,
             open: HashMap::new(),
             known: HashMap::new(),
@@ -200,11 +202,14 @@ impl<'m> Stage<'m> {
             return Err(Error::caller(OP, "a problem without anything to be done with its captions"));
         };
         let question = scene.problem.asked();
-        let text = filled(&trial.rules.protocol.caption, &Places { question: &question, ..Places::default() });
+        let text =
+            filled(&trial.rules.protocol.caption, &Places { question: &question, ..Places::default() });
         let messages = [Message::user(scene.problem.images.iter().cloned(), text)];
-        let input = self.policy.input(&messages, "", batch.base);
-        let input = Arc::new(input.map_err(|error| Error::caller(OP, format!("problem {}: {error}", scene.problem.id)))?);
-        let sampling = self.policy.sampling().clone();
+        let input = self.policy.input(&messages, "");
+        let input = Arc::new(
+            input.map_err(|error| Error::caller(OP, format!("problem {}: {error}", scene.problem.id)))?,
+        );
+        let sampling = batch.sampling.clone();
         batch.groups.push((input.clone(), scene.seeds.iter().map(|_| None).collect()));
         batch.left += scene.seeds.len();
         let ticket = self.policy.ask(input, sampling, scene.seeds.clone(), batch.adapter)?;
@@ -285,7 +290,7 @@ impl<'m> Stage<'m> {
                     Some(actor) => (Role::Clarifier, actor),
                     None => (Role::Policy, &mut self.policy),
                 };
-                let input = actor.input(&messages, "", batch.base)?;
+                let input = actor.input(&messages, "")?;
                 let key = (role, scene, input.tokens().to_vec());
                 let adapter = self.clarifier_adapter.as_ref();
                 let said = batch.ask(actor, key, input, &self.clarifying, adapter, at)?;
@@ -293,7 +298,7 @@ impl<'m> Stage<'m> {
             }
             Next::Reason { messages, prefix } => match &mut self.reasoner {
                 Reasoner::Local(actor, adapter) => {
-                    let input = actor.input(&messages, &prefix, batch.base)?;
+                    let input = actor.input(&messages, &prefix)?;
                     let key = (Role::Reasoner, 0, input.tokens().to_vec());
                     let sampling = actor.sampling().clone();
                     let said = batch.ask(actor, key, input, &sampling, adapter.as_ref(), at)?;
@@ -309,7 +314,7 @@ impl Batch<'_, '_> {
     fn ask(
         &mut self,
         actor: &mut Actor<'_>,
-        key: (Role, usize, Vec<u32>),
+        key: Key,
         input: Input,
         sampling: &Sampling,
         adapter: Option<&Published>,

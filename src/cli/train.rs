@@ -1,0 +1,120 @@
+//! `pellucid train`: a captioner that learns to say what a reasoner needs.
+
+use super::Global;
+use super::run::Folder;
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use pellucid::rl::cast::Cast;
+use pellucid::rl::config::Config;
+use pellucid::rl::metrics::{metrics, samples};
+use pellucid::rl::run::{Run, Step};
+use pellucid::task::data::Fault;
+use pellucid::train::save;
+use serde_json::{Value, json};
+use std::{
+    io::{IsTerminal, Write},
+    path::PathBuf,
+};
+
+/// Train a captioner by reinforcement: AC-RL, binary rewards and others
+///
+/// The run's folder gets config.toml, metrics.jsonl, samples.jsonl and checkpoints, each a PEFT adapter with all that
+/// is needed to go on.
+///
+/// Example: pellucid train -c run.toml episode.alpha=0.5 --resume latest
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Arguments {
+    /// The run's configuration (TOML)
+    #[arg(short, long, value_name = "FILE")]
+    config: PathBuf,
+
+    /// Changes to it: key=value, with dotted keys
+    #[arg(value_name = "KEY=VALUE")]
+    changes: Vec<String>,
+
+    /// Go on from a checkpoint: `latest`, or its folder
+    #[arg(long, value_name = "WHICH")]
+    resume: Option<String>,
+
+    /// Open everything, say what would be run, and stop
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
+    let config = Config::read(&arguments.config, &arguments.changes)?;
+    let cast = Cast::open(&config, &global.device.open(global.threads)?)?;
+    if arguments.dry_run {
+        let (_, faults) = Run::begin(&cast, &config, None)?;
+        remark(&faults, global);
+        return Ok(write!(std::io::stdout(), "{}", toml::to_string(&config).context("the configuration")?)?);
+    }
+    let folder = Folder::open(&config, arguments.resume.as_deref())?;
+    let (mut run, faults) = Run::begin(&cast, &config, folder.checkpoint.as_ref())?;
+    remark(&faults, global);
+    let last = steps(&mut run, &folder, global)?;
+    let out = config.run.out.join(format!("checkpoint-{}", run.state().step));
+    if global.json {
+        let summary = json!({"step": run.state().step, "checkpoint": out, "last": last});
+        writeln!(std::io::stdout(), "{summary}")?;
+    } else if !global.quiet {
+        eprintln!("{} steps; the adapter is in {}", run.state().step, out.display());
+    }
+    Ok(())
+}
+
+/// Takes the steps that are left; returns the last one's metrics.
+pub(super) fn steps(run: &mut Run<'_>, folder: &Folder, global: &Global) -> Result<Option<Value>> {
+    let config = run.config().clone();
+    let hidden = global.quiet || !std::io::stderr().is_terminal();
+    let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+    let style = ProgressStyle::with_template("{bar:24} step {pos}/{len}  {msg}  {elapsed}, {eta} left")?;
+    let bar = ProgressBar::with_draw_target(Some(config.run.steps), target).with_style(style);
+    bar.set_position(run.state().step);
+    let mut last = None;
+    while run.state().step < config.run.steps {
+        let step = run.step()?;
+        bar.set_message(summary(&step));
+        bar.set_position(step.step);
+        let line = Value::Object(metrics(&step));
+        folder.log(&line)?;
+        folder.log_samples(&samples(&step))?;
+        if step.step % config.run.save_every == 0 || step.step == config.run.steps {
+            let state = serde_json::to_value(run.state()).context("the run's state")?;
+            save(run.trainer(), &config.run.out, step.step, config.run.keep, &state)?;
+        }
+        last = Some(line);
+    }
+    bar.finish_and_clear();
+    Ok(last)
+}
+
+/// A step in a few words.
+fn summary(step: &Step) -> String {
+    let line = metrics(step);
+    let number = |name: &str| line.get(name).and_then(Value::as_f64).unwrap_or(f64::NAN);
+    let whole = (step.spent.total + step.update).as_secs_f64();
+    format!(
+        "reward {:.3}, right at once {:.0} %, asks {:.0} %  (rollout {:.0} %, update {:.0} % of {:.2} s)",
+        number("reward"),
+        100.0 * number("single_pass"),
+        100.0 * number("clarification_rate"),
+        100.0 * step.spent.total.as_secs_f64() / whole,
+        100.0 * step.update.as_secs_f64() / whole,
+        whole
+    )
+}
+
+/// Says which rows of the data are left out.
+fn remark(faults: &[Fault], global: &Global) {
+    const SHOWN: usize = 5;
+    if global.quiet || faults.is_empty() {
+        return;
+    }
+    eprintln!("{} rows are left out:", faults.len());
+    faults.iter().take(SHOWN).for_each(|fault| eprintln!("  {fault}"));
+    if faults.len() > SHOWN {
+        eprintln!("  and {} more", faults.len() - SHOWN);
+    }
+}

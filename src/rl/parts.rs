@@ -1,0 +1,219 @@
+//! Who plays which part in an episode, and what an episode pays: sections of a run's configuration.
+
+use super::protocol::{Protocol, Wire};
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+const OP: &str = "config";
+
+/// Who reasons.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReasonerConfig {
+    /// A folder, a built-in model, or a hub id in the offline cache.
+    pub model: Option<String>,
+    /// An adapter it reasons with.
+    pub adapter: Option<PathBuf>,
+    /// The most tokens of one reply.
+    pub max_tokens: usize,
+    /// 0 takes the likeliest token.
+    pub temperature: f32,
+    /// The likeliest tokens whose probabilities reach this sum are kept.
+    pub top_p: f32,
+    /// One call that decides and answers, or two.
+    pub wire: Wire,
+}
+
+impl Default for ReasonerConfig {
+    fn default() -> Self {
+        let wire = Wire::Fused;
+        ReasonerConfig { model: None, adapter: None, max_tokens: 4096, temperature: 0.0, top_p: 1.0, wire }
+    }
+}
+
+/// What stays as it is while the captioner learns.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReferenceConfig {
+    /// Who replies to requests: "base" is the captioner without its adapter; or a model, or the folder of an adapter.
+    pub clarifier: String,
+    /// The most tokens of a reply.
+    pub max_tokens: usize,
+    /// 0 takes the likeliest token.
+    pub temperature: f32,
+}
+
+impl Default for ReferenceConfig {
+    fn default() -> Self {
+        ReferenceConfig { clarifier: BASE.into(), max_tokens: 256, temperature: 0.0 }
+    }
+}
+
+/// The captioner without its adapter.
+pub const BASE: &str = "base";
+
+/// What kind of episode.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// The reasoner may ask; asking costs.
+    #[default]
+    Acrl,
+    /// The reasoner answers; right or wrong.
+    Binary,
+    /// The policy answers by its own captions, each role with a reward of its own.
+    Prco,
+    /// As binary, with the settings of RACRO.
+    Racro,
+    /// A caption for no question in particular, graded by several.
+    Caprl,
+}
+
+/// What an answer pays that took so many requests.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "a number, a list of numbers, or { from, to, steps }")]
+pub enum Alpha {
+    /// This to the power of the requests.
+    Power(f64),
+    /// After one request, after two, and so on.
+    List(Vec<f64>),
+    /// A power that moves in a line over the first steps.
+    Schedule {
+        /// In the first step.
+        from: f64,
+        /// From step `steps` on.
+        to: f64,
+        /// Steps it takes.
+        steps: u64,
+    },
+}
+
+/// What happens to a caption, and what it pays.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EpisodeConfig {
+    /// What kind.
+    pub kind: Kind,
+    /// What asking leaves of the reward.
+    pub alpha: Alpha,
+    /// Requests a reasoner may make.
+    pub max_turns: usize,
+    /// Captions that were cut off earn nothing.
+    pub fail_truncated: bool,
+}
+
+impl Default for EpisodeConfig {
+    fn default() -> Self {
+        EpisodeConfig { kind: Kind::Acrl, alpha: Alpha::Power(0.7), max_turns: 1, fail_truncated: false }
+    }
+}
+
+impl EpisodeConfig {
+    /// Requests that are offered.
+    pub fn requests(&self) -> usize {
+        if self.kind == Kind::Acrl { self.max_turns } else { 0 }
+    }
+
+    /// What a right answer pays in a step, by the requests it took.
+    pub fn payment(&self, step: u64) -> Vec<f64> {
+        let power = |alpha: f64| (0..=self.requests()).map(|asked| alpha.powi(asked as i32)).collect();
+        match &self.alpha {
+            Alpha::Power(alpha) => power(*alpha),
+            Alpha::List(list) => {
+                [1.0].into_iter().chain(list.iter().copied()).take(self.requests() + 1).collect()
+            }
+            Alpha::Schedule { from, to, steps } => {
+                let way = (step as f64 / (*steps).max(1) as f64).min(1.0);
+                power(from + (to - from) * way)
+            }
+        }
+    }
+
+    /// Refuses what pays more for asking.
+    pub fn check(&self) -> Result<()> {
+        let refuse = |what: String| Err(Error::caller(OP, what));
+        if self.kind == Kind::Acrl && self.max_turns == 0 {
+            return refuse("episode.max_turns is 0; an episode without requests is kind = \"binary\"".into());
+        }
+        if let Alpha::List(list) = &self.alpha
+            && list.len() < self.requests()
+        {
+            return refuse(format!(
+                "episode.alpha lists {} payments for {} requests; give one for each",
+                list.len(),
+                self.requests()
+            ));
+        }
+        for step in [0, u64::MAX] {
+            let payment = self.payment(step);
+            if payment.iter().any(|pay| !(0.0..=1.0).contains(pay)) || payment.windows(2).any(|w| w[1] > w[0])
+            {
+                return refuse(format!(
+                    "episode.alpha pays {payment:?}; payments lie between 0 and 1 and do not rise with requests"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The texts of episodes: ours under a name, or all as the run says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "\"default\", \"world\", or a table of texts")]
+pub enum Prompts {
+    /// A name.
+    Named(String),
+    /// Texts; those left out are the default's.
+    Own(Box<Protocol>),
+}
+
+impl Prompts {
+    /// The texts.
+    pub fn protocol(&self) -> Result<Protocol> {
+        let protocol = match self {
+            Prompts::Named(name) => match name.as_str() {
+                "default" => Protocol::default(),
+                "world" => Protocol::world(),
+                other => {
+                    let what = format!("prompts {other:?} is not known; there are default and world");
+                    return Err(Error::caller(OP, what));
+                }
+            },
+            Prompts::Own(protocol) => (**protocol).clone(),
+        };
+        protocol.check().map(|()| protocol)
+    }
+}
+
+impl Default for Prompts {
+    fn default() -> Self {
+        Prompts::Named("default".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn asking_pays_less_the_more_of_it() {
+        let episode = |alpha, max_turns| EpisodeConfig { alpha, max_turns, ..EpisodeConfig::default() };
+        let near = |found: Vec<f64>, wanted: &[f64]| {
+            assert_eq!(found.len(), wanted.len());
+            assert!(found.iter().zip(wanted).all(|(a, b)| (a - b).abs() < 1e-12), "{found:?} {wanted:?}");
+        };
+        near(episode(Alpha::Power(0.7), 2).payment(9), &[1.0, 0.7, 0.49]);
+        near(episode(Alpha::List(vec![0.6, 0.1, 0.0]), 2).payment(0), &[1.0, 0.6, 0.1]);
+        let moving = || episode(Alpha::Schedule { from: 1.0, to: 0.5, steps: 10 }, 1);
+        near(moving().payment(0), &[1.0, 1.0]);
+        near(moving().payment(5), &[1.0, 0.75]);
+        near(moving().payment(50), &[1.0, 0.5]);
+        near(EpisodeConfig { kind: Kind::Binary, ..moving() }.payment(3), &[1.0]);
+        assert!(episode(Alpha::Power(1.2), 1).check().is_err());
+        assert!(episode(Alpha::List(vec![0.2, 0.5]), 2).check().is_err());
+        assert!(episode(Alpha::List(vec![0.2]), 2).check().is_err());
+        assert!(episode(Alpha::Power(0.7), 0).check().is_err());
+        assert!(moving().check().is_ok());
+    }
+}
