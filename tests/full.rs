@@ -261,7 +261,7 @@ fn every_weight_agrees_with_central_differences() {
             let mut weights = Arc::get_mut(&mut model).unwrap().parameters_mut();
             weights[number].as_mut_slice::<f64>().unwrap()[element] += by;
             let input = Arc::new(Input::prepare(&model, prompt).unwrap());
-            let sample = Sample { input, tokens: tokens.clone(), old: Vec::new(), advantage: 1.0 };
+            let sample = Sample { input, tokens: tokens.clone(), old: Vec::new(), advantage: 1.0, part: 0 };
             let mut learner = Learner::new(model.clone()).unwrap();
             let logp = learner.read(&[sample], &batch, None, 1.0).unwrap().logp.concat();
             drop(learner);

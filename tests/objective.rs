@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
 use pellucid::train::objective::{
-    Aggregation, BetaDensity, Clip, Kl, Normalizer, advantages, by_component, by_tier, kl, surrogate,
-    token_weights,
+    Aggregation, BetaDensity, Clip, Kl, Normalizer, advantages, by_component, by_tier, kl, part_weights,
+    surrogate, token_weights,
 };
 use proptest::prelude::*;
 
@@ -281,6 +281,37 @@ fn aggregations_weigh_tokens_as_their_names_say() {
     close(total(Aggregation::TokenMeanLocal, &microbatches, &losses), 1.125);
     close(total(Aggregation::TokenMeanGlobal, &microbatches, &losses), 1.0);
     close(total(Aggregation::SeqMeanTokenMean, &microbatches, &losses), 1.5);
+}
+
+/// Observers (part 0) of 2 and 6 tokens, solvers (part 1) of 4, 1 and 3: in the first microbatch one of each, in the
+/// second a solver alone, in the third the rest. Each part's losses count as if the other were not there.
+#[test]
+fn parts_of_a_loss_are_weighed_apart_and_added() {
+    let microbatches = vec![vec![(0, 2), (1, 4)], vec![(1, 1)], vec![(1, 3), (0, 6)]];
+    for (name, expected) in [
+        ("seq_mean_token_mean", [[1. / 4., 1. / 12.], [1. / 3., 0.], [1. / 9., 1. / 12.]]),
+        // Two microbatches hold observers, three hold solvers.
+        ("token_mean_local", [[1. / 4., 1. / 12.], [1. / 3., 0.], [1. / 9., 1. / 12.]]),
+        ("token_mean_global", [[1. / 8., 1. / 8.], [1. / 8., 0.], [1. / 8., 1. / 8.]]),
+        ("const", [[1. / 32., 1. / 48.], [1. / 48., 0.], [1. / 48., 1. / 32.]]),
+        ("seq_mean_token_sum", [[1. / 2., 1. / 3.], [1. / 3., 0.], [1. / 3., 1. / 2.]]),
+    ] {
+        let got = part_weights(&microbatches, Aggregation::named(name, 16).unwrap());
+        all_close(&got, &[&expected[0], &expected[1][..1], &expected[2]]);
+    }
+    // Means over microbatches differ from those over sequences where a microbatch holds two of a part.
+    let microbatches = vec![vec![(0, 2), (1, 5), (0, 6)], vec![(1, 3), (1, 1)]];
+    let got = part_weights(&microbatches, Aggregation::TokenMeanLocal);
+    all_close(&got, &[&[1. / 8., 1. / 10., 1. / 8.], &[1. / 8., 1. / 8.]]);
+    let got = part_weights(&microbatches, Aggregation::TokenMeanGlobal);
+    all_close(&got, &[&[1. / 8., 1. / 9., 1. / 8.], &[1. / 9., 1. / 9.]]);
+    // One part is what it was.
+    let plain = vec![vec![2, 6], vec![1, 3]];
+    let one = vec![vec![(7, 2), (7, 6)], vec![(7, 1), (7, 3)]];
+    for name in ["seq_mean_token_mean", "token_mean_local", "token_mean_global", "const", "seq_mean_token_sum"] {
+        let aggregation = Aggregation::named(name, 16).unwrap();
+        assert_eq!(part_weights(&one, aggregation), token_weights(&plain, aggregation), "{name}");
+    }
 }
 
 fn batches() -> impl Strategy<Value = Vec<Vec<f64>>> {

@@ -62,7 +62,7 @@ impl School {
             let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
             let read = reader.read(&words, &[], &images(), &options).unwrap();
             let input = Arc::new(Input::prepare(&model, &read).unwrap());
-            Sample { input, tokens: prompt.completion_ids.clone(), old: Vec::new(), advantage: 1.0 }
+            Sample { input, tokens: prompt.completion_ids.clone(), old: Vec::new(), advantage: 1.0, part: 0 }
         });
         let samples = samples.collect();
         let folder = case.model().with_file_name("training");
@@ -347,6 +347,41 @@ fn completions_with_better_rewards_become_likelier() {
         let change = now.iter().sum::<f64>() - sample.old.iter().map(|&old| f64::from(old)).sum::<f64>();
         assert!(change * sample.advantage > 0.0, "advantage {}, change {change}", sample.advantage);
     }
+}
+
+/// Two parts in one step: at ratio 1 a token loses its advantage, and each part's mean counts in full.
+#[test]
+fn parts_of_a_step_add_up() {
+    let school = School::new(&Case::read("qwen2"), cpu(), Dtype::F32);
+    let mut samples = graded(&school);
+    let aggregation = Aggregation::TokenMeanGlobal;
+    let settings = TrainSettings {
+        microbatch_tokens: 300,
+        ..settings(Objective { kl: None, aggregation, ..objective() }, OptimiserSettings::default())
+    };
+    let step = |samples: &[Sample]| {
+        let mut trainer = Trainer::new(school.model.clone(), school.lora.clone(), settings.clone()).unwrap();
+        trainer.step(samples).unwrap().remove(0)
+    };
+    for (number, sample) in samples.iter_mut().enumerate() {
+        sample.part = u32::from(number % 4 == 1);
+    }
+    let expected: f64 = [0, 1]
+        .map(|part| {
+            let mine = || samples.iter().filter(|sample| sample.part == part);
+            let lost: f64 = mine().map(|sample| -sample.advantage * sample.tokens.len() as f64).sum();
+            lost / mine().map(|sample| sample.tokens.len()).sum::<usize>() as f64
+        })
+        .iter()
+        .sum();
+    let stats = step(&samples);
+    assert!(stats.microbatches > 1);
+    assert!((stats.loss - expected).abs() < 1e-12, "{} for {expected}", stats.loss);
+    let apart = [0, 1].map(|part| {
+        let mine: Vec<Sample> = samples.iter().filter(|sample| sample.part == part).cloned().collect();
+        step(&mine).loss
+    });
+    assert!((stats.loss - apart[0] - apart[1]).abs() < 1e-12, "{} for {apart:?}", stats.loss);
 }
 
 #[test]

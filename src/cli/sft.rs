@@ -174,7 +174,7 @@ fn sample(
     let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
     let read = reader.read(&words, &images, base, &options)?;
     let input = Arc::new(Input::prepare_with(model, &read, features).context("cannot prepare the prompt")?);
-    Ok(Sample { input, tokens, old: Vec::new(), advantage: 1.0 })
+    Ok(Sample { input, tokens, old: Vec::new(), advantage: 1.0, part: 0 })
 }
 
 /// Takes the assistant's last message off.

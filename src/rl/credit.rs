@@ -75,6 +75,7 @@ pub fn grade(groups: &[Group], payment: &[f64], credit: &Credit) -> Result<Grade
             tokens: member.caption.tokens.clone(),
             old: member.caption.logprobs.clone(),
             advantage,
+            part: 0,
         }));
     }
     Ok(graded)

@@ -121,7 +121,7 @@ impl FullTrainer {
                 Some(last) if Arc::ptr_eq(&lessons[last].prompt, prompt) => samples[last].input.clone(),
                 _ => Arc::new(Input::prepare(self.model(), prompt)?),
             };
-            samples.push(Sample { input, tokens: tokens.clone(), old: Vec::new(), advantage: 1.0 });
+            samples.push(Sample { input, tokens: tokens.clone(), old: Vec::new(), advantage: 1.0, part: 0 });
         }
         Ok(samples)
     }

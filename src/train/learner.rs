@@ -19,6 +19,9 @@ pub struct Sample {
     pub old: Vec<f32>,
     /// How much better it was than others. Supervised samples have 1.
     pub advantage: f64,
+    /// Which part of the loss it belongs to: tokens are weighed within a part, and parts are added. Where there is one
+    /// role to learn, all are of part 0.
+    pub part: u32,
 }
 
 /// A microbatch read by a model.

@@ -2,7 +2,7 @@
 
 use super::learner::{Learner, Reading, Sample};
 use super::lora::Lora;
-use super::objective::{Aggregation, Clip, Kl, kl, surrogate, token_weights};
+use super::objective::{Aggregation, Clip, Kl, kl, part_weights, surrogate};
 use super::optimiser::{Optimiser, OptimiserSettings, OptimiserState, Update};
 use super::pack::{Lengths, Microbatch, pack};
 use crate::error::{Error, Result};
@@ -206,11 +206,10 @@ impl Work<'_> {
         mut after: impl FnMut(&Learner, &Microbatch) -> Result<()>,
     ) -> Result<Stats> {
         let Work { samples, batches, adapter, loss } = *self;
-        let lengths: Vec<Vec<usize>> = batches
-            .iter()
-            .map(|batch| samples[batch.samples()].iter().map(|sample| sample.tokens.len()).collect())
-            .collect();
-        let weights = token_weights(&lengths, loss.aggregation());
+        let counted = |sample: &Sample| (sample.part, sample.tokens.len());
+        let lengths: Vec<Vec<(u32, usize)>> =
+            batches.iter().map(|batch| samples[batch.samples()].iter().map(counted).collect()).collect();
+        let weights = part_weights(&lengths, loss.aggregation());
         let mut stats = Stats { microbatches: batches.len(), ..Stats::default() };
         for (number, (batch, weights)) in batches.iter().zip(&weights).enumerate() {
             stats.computed += batch.tokens;

@@ -168,6 +168,7 @@ fn samples(model: &Model, arguments: &Arguments) -> Result<Vec<Sample>> {
                 tokens: tokens(lane),
                 old: scored.logprobs,
                 advantage,
+                part: 0,
             });
         }
     }

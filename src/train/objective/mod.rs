@@ -6,4 +6,4 @@ mod surrogate;
 
 pub use advantage::{Advantages, Normalizer, advantages, by_component, by_tier};
 pub use beta::{BetaDensity, BetaFit};
-pub use surrogate::{Aggregation, Clip, Kl, Slope, kl, surrogate, token_weights};
+pub use surrogate::{Aggregation, Clip, Kl, Slope, kl, part_weights, surrogate, token_weights};

@@ -3,6 +3,7 @@
 //! Every function gives a value and its slope, the derivative by the policy's log-prob of the token.
 
 use crate::error::{Error, Result};
+use std::collections::BTreeSet;
 
 /// A value, and its derivative by the policy's log-prob.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -122,4 +123,22 @@ pub fn token_weights(microbatches: &[Vec<usize>], aggregation: Aggregation) -> V
         Aggregation::SeqMeanTokenSum => sequences,
     };
     microbatches.iter().map(|batch| batch.iter().map(|&length| weight(batch, length)).collect()).collect()
+}
+
+/// As [`token_weights`], where a sequence belongs to a part of the loss: each part is weighed as if the step held
+/// nothing else, so that the losses of the parts add up. A microbatch that holds nothing of a part does not count in it.
+pub fn part_weights(microbatches: &[Vec<(u32, usize)>], aggregation: Aggregation) -> Vec<Vec<f64>> {
+    let mut weights: Vec<Vec<f64>> = microbatches.iter().map(|batch| vec![0.0; batch.len()]).collect();
+    let parts: BTreeSet<u32> = microbatches.iter().flatten().map(|&(part, _)| part).collect();
+    for part in parts {
+        let lengths = |batch: &Vec<(u32, usize)>| -> Vec<usize> {
+            batch.iter().filter(|(of, _)| *of == part).map(|&(_, length)| length).collect()
+        };
+        let alone: Vec<Vec<usize>> =
+            microbatches.iter().map(lengths).filter(|batch| !batch.is_empty()).collect();
+        let places = weights.iter_mut().zip(microbatches).flat_map(|(row, batch)| row.iter_mut().zip(batch));
+        let mine = places.filter(|(_, (of, _))| *of == part).map(|(place, _)| place);
+        mine.zip(token_weights(&alone, aggregation).concat()).for_each(|(place, weight)| *place = weight);
+    }
+    weights
 }
