@@ -2,9 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+use pellucid::rl::config::{Config, Credit};
 use pellucid::train::objective::{
-    Aggregation, BetaDensity, Clip, Kl, Normalizer, advantages, by_component, by_tier, kl, part_weights,
-    surrogate, token_weights,
+    Aggregation, BetaDensity, Clip, Kl, Normalizer, Outcome, Tiers, advantages, by_component, by_outcome, kl,
+    part_weights, shape_reward, surrogate, token_weights,
 };
 use proptest::prelude::*;
 
@@ -130,9 +131,26 @@ fn degenerate_batches_have_defined_advantages() {
     density.into_iter().zip([1.46233, 1.51100]).for_each(|(g, e)| close(g, e));
 }
 
+/// The tiers as what became of each completion in its one trial.
+fn outcomes() -> Vec<Vec<Vec<Outcome>>> {
+    let of = |reward: &f64| vec![Outcome { correct: *reward > 0.0, asked: usize::from(*reward < 1.0) }];
+    TIERS.iter().map(|group| group.iter().map(of).collect()).collect()
+}
+
+/// As a run's configuration says it.
+fn configured(changes: &[&str]) -> Credit {
+    let least = "captioner = { model = \"m\" }\ndata = { train = \"d\" }\nrun = { steps = 1, out = \"o\" }\n";
+    let changes: Vec<String> = changes.iter().map(|change| change.to_string()).collect();
+    Config::parse(least, &changes).unwrap().credit().unwrap()
+}
+
 #[test]
 fn tiers_and_components_are_taken_apart() {
-    let got = by_tier(&tiers(), 0.7, &BetaDensity::default()).unwrap();
+    let Credit { normalizer, tiers: apart, .. } =
+        configured(&["objective.preset=acrl-xiao", "objective.tiers=decompose"]);
+    let got = by_outcome(&outcomes(), &[1.0, 0.7], apart, &normalizer).unwrap();
+    assert_eq!((got.uniform, got.fit), (0.0, None));
+    let got = got.values;
     let by_reward = [
         [(1., 0.514990), (0.7, 0.234733), (0., -0.374861)],
         [(1., 0.), (0.7, 0.384220), (0., -0.230532)],
@@ -144,7 +162,39 @@ fn tiers_and_components_are_taken_apart() {
             close(value, expected.iter().find(|(of, _)| *of == reward).unwrap().1);
         }
     }
-    assert!(by_tier(&tiers(), 0.5, &BetaDensity::default()).is_err());
+    // As they are, they are their rewards.
+    let Credit { normalizer, tiers: direct, .. } = configured(&["objective.preset=acrl-xiao"]);
+    assert_eq!(by_outcome(&outcomes(), &[1.0, 0.7], direct, &normalizer).unwrap(), beta(&tiers()));
+    // Where the factor does not depend on the rewards, apart and together are the same.
+    for name in ["none", "rloo"] {
+        let normalizer = Normalizer::named(name).unwrap();
+        let of = |tiers| by_outcome(&outcomes(), &[1.0, 0.7], tiers, &normalizer).unwrap().values;
+        for (a, b) in of(Tiers::Direct).iter().flatten().zip(of(Tiers::Decompose).iter().flatten()) {
+            assert!((a - b).abs() < 1e-15, "{name}: {a} and {b}");
+        }
+    }
+    // By hand: of [1, .49, .7, 0] by 0, 2, 1 requests, right within 0 is [1, 0, 0, 0], within 1 [1, 0, 1, 0] and within 2
+    // [1, 1, 1, 0]; deviations are 1/2, 1/√3 and 1/2.
+    let of = |correct, asked| vec![Outcome { correct, asked }];
+    let group = [vec![of(true, 0), of(true, 2), of(true, 1), of(false, 2)]];
+    let std = Normalizer::GroupStd { eps: 0.0, ddof: 1 };
+    let got = by_outcome(&group, &[1.0, 0.7, 0.49], Tiers::Decompose, &std).unwrap().values;
+    let root = 3f64.sqrt();
+    all_close(
+        &got,
+        &[&[
+            0.3 * 1.5 + 0.21 * root / 2.0 + 0.49 * 0.5,
+            -0.3 * 0.5 - 0.21 * root / 2.0 + 0.49 * 0.5,
+            -0.3 * 0.5 + 0.21 * root / 2.0 + 0.49 * 0.5,
+            -0.3 * 0.5 - 0.21 * root / 2.0 - 0.49 * 1.5,
+        ]],
+    );
+    // Trials of a completion are averaged: 1 and .7 earn .85.
+    let trials =
+        |all: &[(bool, usize)]| all.iter().map(|&(correct, asked)| Outcome { correct, asked }).collect();
+    let group = [vec![trials(&[(true, 0), (true, 1)]), trials(&[(true, 1), (false, 0)])]];
+    let got = by_outcome(&group, &[1.0, 0.7], Tiers::Direct, &Normalizer::None).unwrap().values;
+    all_close(&got, &[&[0.25, -0.25]]);
 
     let accuracy = counts(&[1, 2, 3, 2], 4);
     let format: Vec<Vec<f64>> =
@@ -212,6 +262,14 @@ fn what_means_nothing_is_refused_by_name() {
     refused(of(&[vec![1.0], vec![]]), &["group 1", "empty"]);
     refused(of(&[vec![1.0, f64::NAN]]), &["reward 1", "group 0", "NaN"]);
     refused(of(&[vec![2.0, 0.0]]), &["reward 2", "0 to 1", "range"]);
+    let paid = |payment: &[f64]| {
+        by_outcome(&outcomes(), payment, Tiers::Direct, &Normalizer::None).map(|got| got.values)
+    };
+    refused(paid(&[0.7, 1.0]), &["[0.7, 1.0]", "do not rise"]);
+    refused(paid(&[1.0, f64::NAN]), &["NaN"]);
+    let untried = by_outcome(&[vec![vec![]]], &[1.0], Tiers::Direct, &Normalizer::None);
+    refused(untried.map(|got| got.values), &["without a trial"]);
+    refused(shape_reward(1.0, &[0.0], &[], (Kl::K1, 0.1)).map(|_| Vec::new()), &["1 log-probs", "0 of"]);
     let named = |name| Normalizer::named(name).map(|_| Vec::new());
     refused(named("bnpo"), &["beta_density", "token_mean_local"]);
     refused(named("grpo"), &["grpo", "group_std"]);
@@ -256,6 +314,17 @@ fn divergences_are_the_three_estimates() {
             close(kl(kind, logp, reference).value, expected);
         }
     }
+}
+
+/// With the numbers of the table above: a reward loses the sum over its tokens times the coefficient.
+#[test]
+fn divergence_is_taken_off_rewards() {
+    let (logp, reference) = ([-1.0, -1.2, -2.0, -0.5], [-1.2, -1.0, -0.5, -2.0]);
+    for (kind, sum) in [(Kl::K1, 0.0), (Kl::K2, 2.29), (Kl::K3, 0.0187308 + 0.0214028 + 1.98169 + 0.72313)] {
+        let shaped = shape_reward(0.7, &logp, &reference, (kind, 0.1)).unwrap();
+        assert!((shaped - (0.7 - 0.1 * sum)).abs() < 1e-6, "{kind:?}: {shaped}");
+    }
+    close(shape_reward(1.0, &logp[..2], &reference[2..], (Kl::K1, 0.5)).unwrap(), 1.0 - 0.5 * (-0.5 + 0.8));
 }
 
 #[test]
@@ -308,7 +377,9 @@ fn parts_of_a_loss_are_weighed_apart_and_added() {
     // One part is what it was.
     let plain = vec![vec![2, 6], vec![1, 3]];
     let one = vec![vec![(7, 2), (7, 6)], vec![(7, 1), (7, 3)]];
-    for name in ["seq_mean_token_mean", "token_mean_local", "token_mean_global", "const", "seq_mean_token_sum"] {
+    for name in
+        ["seq_mean_token_mean", "token_mean_local", "token_mean_global", "const", "seq_mean_token_sum"]
+    {
         let aggregation = Aggregation::named(name, 16).unwrap();
         assert_eq!(part_weights(&one, aggregation), token_weights(&plain, aggregation), "{name}");
     }

@@ -16,7 +16,7 @@ use pellucid::prompt::message::Message;
 use pellucid::prompt::reader::{ImageOptions, Reader, Words};
 use pellucid::prompt::template::RenderOptions;
 use pellucid::tensor::{Dtype, Tensor};
-use pellucid::train::objective::{Aggregation, Clip, Kl};
+use pellucid::train::objective::{Aggregation, Clip, Kl, shape_reward};
 use pellucid::train::{
     Checkpoint as Saved, Learner, Lengths, Lora, LoraSpec, Microbatch, Objective, OptimiserSettings, Sample,
     TrainSettings, Trainer, pack, save,
@@ -346,6 +346,34 @@ fn completions_with_better_rewards_become_likelier() {
     for (sample, now) in samples.iter().zip(now) {
         let change = now.iter().sum::<f64>() - sample.old.iter().map(|&old| f64::from(old)).sum::<f64>();
         assert!(change * sample.advantage > 0.0, "advantage {}, change {change}", sample.advantage);
+    }
+}
+
+/// The reference reads as the engine scores without an adapter; a reward loses what the policy has moved from it.
+#[test]
+fn rewards_are_shaped_by_the_reference() {
+    let school = School::new(&Case::read("qwen2_5_vl"), cpu(), Dtype::BF16);
+    let samples = graded(&school);
+    let mut trainer = Trainer::new(school.model.clone(), school.lora.clone(), reinforce()).unwrap();
+    let reference = trainer.reference_logprobs(&samples).unwrap();
+    let request = |sample: &Sample| {
+        ScoreRequest::new(&school.model, sample.input.clone(), sample.tokens.clone()).unwrap()
+    };
+    let requests: Vec<ScoreRequest> = samples.iter().map(request).collect();
+    let temperature = reinforce().objective.temperature;
+    let scores = score(&school.model, None, &requests, temperature, 4096).unwrap();
+    for ((sample, reference), score) in samples.iter().zip(&reference).zip(scores) {
+        assert_eq!(*reference, score.logprobs);
+        let tokens = || sample.old.iter().zip(reference).map(|(&a, &b)| f64::from(a) - f64::from(b));
+        for (kind, sum) in [
+            (Kl::K1, tokens().sum::<f64>()),
+            (Kl::K2, tokens().map(|d| d * d / 2.0).sum()),
+            (Kl::K3, tokens().map(|d| (-d).exp() + d - 1.0).sum()),
+        ] {
+            let shaped = shape_reward(1.0, &sample.old, reference, (kind, 0.25)).unwrap();
+            assert!((shaped - (1.0 - 0.25 * sum)).abs() < 1e-12, "{kind:?}: {shaped}");
+            assert!(sum != 0.0, "the adapter changes nothing");
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use super::parts::{EpisodeConfig, Prompts, ReasonerConfig, ReferenceConfig};
 use crate::error::{Error, Result};
 use crate::format::adapter::{ModuleSet, Pattern};
 use crate::task::data::Layout;
-use crate::train::objective::{Aggregation, BetaDensity, Clip, Kl, Normalizer};
+use crate::train::objective::{Aggregation, BetaDensity, Clip, Kl, Normalizer, Tiers};
 use crate::train::{Objective, OptimiserSettings, Schedule, TrainSettings};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -117,6 +117,8 @@ pub struct ObjectiveConfig {
     pub preset: Option<Preset>,
     /// How rewards become advantages.
     pub advantage: Option<String>,
+    /// "direct" normalises rewards as they are, "decompose" each tier by itself.
+    pub tiers: Option<String>,
     /// How tokens count.
     pub aggregation: Option<String>,
     /// The ratio counts down to 1 − this.
@@ -278,10 +280,12 @@ fn default_keep() -> usize {
 pub struct Credit {
     /// Rewards into advantages.
     pub normalizer: Normalizer,
+    /// As they are, or tier by tier.
+    pub tiers: Tiers,
     /// Advantages into a loss.
     pub objective: Objective,
-    /// Whether the pull of the reference is taken off the rewards instead.
-    pub kl_in_reward: bool,
+    /// The pull of the reference that is taken off rewards, if one is; the loss then has none.
+    pub kl_in_reward: Option<(Kl, f64)>,
 }
 
 impl Config {
@@ -420,8 +424,8 @@ impl Config {
             return Err(Error::caller(OP, what));
         }
         let (kl, kl_in_reward) = match &said.kl {
-            None => (preset.objective.kl, false),
-            Some(KlConfig { coef, .. }) if *coef == 0.0 => (None, false),
+            None => (preset.objective.kl, None),
+            Some(KlConfig { coef, .. }) if *coef == 0.0 => (None, None),
             Some(KlConfig { kind, coef }) => {
                 let (name, in_reward) = match kind.strip_suffix("_in_reward") {
                     Some(name) => (name, true),
@@ -447,11 +451,21 @@ impl Config {
                         "k1 in the loss has no slope on average; use k1_in_reward, k2 or k3",
                     ));
                 }
-                (Some((kind, *coef)), in_reward)
+                let pull = Some((kind, *coef));
+                if in_reward { (None, pull) } else { (pull, None) }
             }
         };
+        let tiers = said.tiers.as_deref().map_or(Ok(Tiers::Direct), Tiers::named)?;
+        let bounded = matches!(normalizer, Normalizer::BetaDensity(_)) || tiers == Tiers::Decompose;
+        if kl_in_reward.is_some() && bounded {
+            return Err(Error::caller(
+                OP,
+                "objective.kl in the reward takes rewards out of 0 to 1, where beta_density and tiers = \"decompose\" \
+                 need them; use k2 or k3 in the loss, or another advantage with tiers = \"direct\"",
+            ));
+        }
         let objective = Objective { clip, kl, aggregation, temperature: self.captioner.temperature };
-        Ok(Credit { normalizer, objective, kl_in_reward })
+        Ok(Credit { normalizer, tiers, objective, kl_in_reward })
     }
 }
 
@@ -475,7 +489,7 @@ impl Preset {
             Preset::Racro => (group_std(1e-6), TokenMeanGlobal, clip(0.2, 0.2, Some(3.0)), k3(0.001)),
         };
         let objective = Objective { clip, kl, aggregation, temperature: 1.0 };
-        Credit { normalizer, objective, kl_in_reward: false }
+        Credit { normalizer, tiers: Tiers::Direct, objective, kl_in_reward: None }
     }
 }
 
@@ -531,6 +545,11 @@ mod tests {
         assert!(refusal(LEAST, &["objective.advantage=bnpo"]).contains("two things"));
         assert!(refusal(LEAST, &["objective.kl={kind=\"k1\",coef=0.1}"]).contains("k1_in_reward"));
         assert!(refusal(LEAST, &["objective.preset=\"grpo\""]).contains("acrl-xiao"));
+        assert!(refusal(LEAST, &["objective.tiers=both"]).contains("decompose"));
+        let shaped = "objective.kl={kind=\"k3_in_reward\",coef=0.1}";
+        for bounded in ["objective.tiers=decompose", "objective.advantage=beta_density"] {
+            assert!(refusal(LEAST, &[shaped, bounded]).contains("out of 0 to 1"));
+        }
         assert!(refusal(LEAST, &["captioner.lora.dropout=0.1"]).contains("only 0"));
         assert!(refusal(LEAST, &["run.steps=0"]).contains("run.steps"));
         assert!(refusal(LEAST, &["optim.lr=-1"]).contains("lr -1"));
@@ -551,6 +570,8 @@ mod tests {
         assert_eq!(xiao.objective.clip, Clip { low: 0.2, high: 0.3, dual: Some(10.0) });
         assert_eq!(xiao.objective.aggregation, Aggregation::SeqMeanTokenSum);
         assert_eq!(credit(&["objective.preset=prco"]).objective.kl, None);
-        assert!(credit(&["objective.kl={kind=\"k1_in_reward\",coef=0.1}"]).kl_in_reward);
+        let shaped = credit(&["objective.kl={kind=\"k1_in_reward\",coef=0.1}"]);
+        assert_eq!((shaped.kl_in_reward, shaped.objective.kl), (Some((Kl::K1, 0.1)), None));
+        assert_eq!(credit(&["objective.tiers=decompose"]).tiers, Tiers::Decompose);
     }
 }

@@ -1,11 +1,12 @@
 //! From what became of captions to what is learned from them: pure, on a whole batch.
 
 use super::config::Credit;
+use super::episode;
 use super::stage::{Group, Member};
 use crate::error::Result;
 use crate::task::verify::Verdict;
 use crate::train::Sample;
-use crate::train::objective::advantages;
+use crate::train::objective::{Outcome, by_outcome};
 
 /// A batch that is graded.
 #[derive(Debug, Clone)]
@@ -29,11 +30,14 @@ pub fn reward(member: &Member, payment: &[f64]) -> Option<f64> {
     let mut sum = 0.0;
     for outcome in &member.outcomes {
         let outcome = outcome.as_ref()?;
-        // More requests than payments were not offered; they would earn the least.
-        let asked = outcome.exchanges.len().min(payment.len().saturating_sub(1));
-        sum += if outcome.right() { payment[asked] } else { 0.0 };
+        sum += if outcome.right() { payment[asked(outcome, payment)] } else { 0.0 };
     }
     Some(sum / member.outcomes.len().max(1) as f64)
+}
+
+/// Requests an outcome took. More than there are payments were not offered; they would earn the least.
+fn asked(outcome: &episode::Outcome, payment: &[f64]) -> usize {
+    outcome.exchanges.len().min(payment.len().saturating_sub(1))
 }
 
 /// Rewards, advantages, samples. `payment` is what a right answer pays by the requests it took.
@@ -67,7 +71,13 @@ pub fn grade(groups: &[Group], payment: &[f64], credit: &Credit) -> Result<Grade
     if kept.is_empty() {
         return Ok(graded);
     }
-    let found = advantages(&graded.rewards, &credit.normalizer)?;
+    let tried = |member: &&Member| {
+        let tried = member.outcomes.iter().flatten();
+        tried.map(|one| Outcome { correct: one.right(), asked: asked(one, payment) }).collect()
+    };
+    let outcomes: Vec<Vec<Vec<Outcome>>> =
+        kept.iter().map(|(_, members)| members.iter().map(tried).collect()).collect();
+    let found = by_outcome(&outcomes, payment, credit.tiers, &credit.normalizer)?;
     graded.warning = found.warning;
     for ((group, members), advantages) in kept.into_iter().zip(&found.values) {
         graded.samples.extend(members.into_iter().zip(advantages).map(|(member, &advantage)| Sample {

@@ -137,6 +137,17 @@ impl Trainer {
         cross_entropy(&mut self.learner, samples, &batches, Some(&self.current))
     }
 
+    /// Log-probs of completions by the model without its adapter, at the temperature they were drawn at: what a reward
+    /// is shaped by.
+    pub fn reference_logprobs(&mut self, samples: &[Sample]) -> Result<Vec<Vec<f32>>> {
+        let mut all = Vec::with_capacity(samples.len());
+        for batch in batches(samples, self.settings.microbatch_tokens)? {
+            let read = self.learner.read(samples, &batch, None, self.settings.objective.temperature)?;
+            all.extend(read.logp.iter().map(|logp| logp.iter().map(|&logp| logp as f32).collect()));
+        }
+        Ok(all)
+    }
+
     fn update(&mut self, samples: &[Sample], batches: &[Microbatch], loss: &dyn Loss) -> Result<Stats> {
         let model = self.learner.model().clone();
         let backend = &*model.backend;

@@ -106,29 +106,6 @@ pub fn advantages(rewards: &[Vec<f64>], normalizer: &Normalizer) -> Result<Advan
     })
 }
 
-/// Rewards of `alpha` for an answer after a clarification and 1 for one without, taken apart into two that are 0 or 1:
-/// alpha times whether it was right at all, and the rest times whether it was right at once.
-pub fn by_tier(rewards: &[Vec<f64>], alpha: f64, settings: &BetaDensity) -> Result<Vec<Vec<f64>>> {
-    check(rewards)?;
-    let map = |one: &dyn Fn(f64) -> bool| -> Vec<Vec<f64>> {
-        rewards.iter().map(|group| group.iter().map(|&r| f64::from(u8::from(one(r)))).collect()).collect()
-    };
-    if let Some(odd) = rewards.iter().flatten().find(|&&r| r != 0.0 && r != 1.0 && (r - alpha).abs() > EQUAL)
-    {
-        return Err(Error::caller(
-            OP,
-            format!("reward {odd} is none of 0, {alpha} and 1; use tiers = \"direct\""),
-        ));
-    }
-    let (right, at_once) = (map(&|r| r > 0.0), map(&|r| r == 1.0));
-    let parts = [(right, alpha), (at_once, 1.0 - alpha)];
-    let mut sum: Vec<Vec<f64>> = rewards.iter().map(|group| vec![0.0; group.len()]).collect();
-    for (part, weight) in parts {
-        add(&mut sum, &settings.advantages(&part)?.values, weight);
-    }
-    Ok(sum)
-}
-
 /// Several rewards of the same completions, each normalised by itself, then averaged by weight. A reward that is the
 /// same everywhere has nothing to say and takes no part.
 pub fn by_component(components: &[(&[Vec<f64>], f64)], normalizer: &Normalizer) -> Result<Vec<Vec<f64>>> {
@@ -155,7 +132,7 @@ pub fn by_component(components: &[(&[Vec<f64>], f64)], normalizer: &Normalizer) 
     Ok(sum.iter().map(|group| times(group, factor)).collect())
 }
 
-fn check(rewards: &[Vec<f64>]) -> Result<()> {
+pub(super) fn check(rewards: &[Vec<f64>]) -> Result<()> {
     if rewards.is_empty() {
         return Err(Error::caller(OP, "no groups; a step needs at least one"));
     }
@@ -210,7 +187,7 @@ fn inverse(x: f64) -> f64 {
     if x == 0.0 { 0.0 } else { 1.0 / x }
 }
 
-fn add(sum: &mut [Vec<f64>], values: &[Vec<f64>], weight: f64) {
+pub(super) fn add(sum: &mut [Vec<f64>], values: &[Vec<f64>], weight: f64) {
     for (sum, values) in sum.iter_mut().zip(values) {
         sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += weight * value);
     }

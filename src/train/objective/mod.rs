@@ -3,7 +3,9 @@
 mod advantage;
 mod beta;
 mod surrogate;
+mod tier;
 
-pub use advantage::{Advantages, Normalizer, advantages, by_component, by_tier};
+pub use advantage::{Advantages, Normalizer, advantages, by_component};
 pub use beta::{BetaDensity, BetaFit};
 pub use surrogate::{Aggregation, Clip, Kl, Slope, kl, part_weights, surrogate, token_weights};
+pub use tier::{Outcome, Tiers, by_outcome, shape_reward};
