@@ -16,7 +16,7 @@ pub struct ModelFolder {
 }
 
 impl ModelFolder {
-    /// Finds `model`: a folder, or a hub id (`org/name[@revision]`) in the offline hub cache.
+    /// Finds `model`: a folder, a hub id (`org/name[@revision]`) in the offline hub cache, or `builtin:name`.
     pub fn find(model: &str) -> Result<Self> {
         Ok(Self { path: hub::resolve(model)? })
     }

@@ -1,32 +1,44 @@
-//! Where a model lies: a folder, or a hub id in the offline hub cache.
+//! Where a model lies: a folder, a hub id in the offline hub cache, or in the program itself.
 //!
 //! The cache is the one every Hugging Face tool shares: `models--org--name/snapshots/<commit>`, with branch
 //! names under `refs`. Nothing is ever downloaded; an id that is not there is answered with where it was
 //! looked for.
 
+use super::builtin::{BUILTIN, unpack};
 use crate::error::{Error, Result};
 use std::path::{Component, Path, PathBuf};
 
 const OP: &str = "model";
 const DEFAULT_REVISION: &str = "main";
 
-/// The folder of `model`: a path, or `org/name` in the hub cache, perhaps with `@revision`.
+/// The folder of `model`: a path, `builtin:name`, or `org/name` in the hub cache, perhaps with `@revision`.
 pub(crate) fn resolve(model: &str) -> Result<PathBuf> {
-    resolve_in(model, hub_cache().as_deref())
+    match model.strip_prefix(BUILTIN) {
+        Some(name) => unpack(name, caches(environment)),
+        None => resolve_in(model, hub_cache().as_deref()),
+    }
 }
 
 /// Where the offline hub cache is, whether or not it exists; none if the environment names no home for it.
 pub fn hub_cache() -> Option<PathBuf> {
-    cache_folder(|name| std::env::var_os(name).map(PathBuf::from))
+    cache_folder(environment)
+}
+
+/// A variable as a path.
+fn environment(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).map(PathBuf::from)
+}
+
+/// Where the caches of programs are, given the environment.
+fn caches(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
+    let set = |name| variable(name).filter(|path| !path.as_os_str().is_empty());
+    set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")))
 }
 
 /// Where the hub cache is, given the environment.
 fn cache_folder(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
     let set = |name| variable(name).filter(|path| !path.as_os_str().is_empty());
-    let home = || {
-        let caches = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
-        caches.map(|caches| caches.join("huggingface"))
-    };
+    let home = || caches(&variable).map(|caches| caches.join("huggingface"));
     set("HF_HUB_CACHE").or_else(|| set("HF_HOME").or_else(home).map(|home| home.join("hub")))
 }
 

@@ -6,6 +6,7 @@
 //! file and the key or tensor.
 
 pub mod adapter;
+mod builtin;
 pub mod config;
 mod folder;
 pub mod header;
@@ -19,6 +20,7 @@ mod scan;
 mod weights;
 
 pub use adapter::{Adapter, AdapterConfig};
+pub use builtin::BUILTIN;
 pub use config::ModelConfig;
 pub use folder::{GenerationConfig, ModelFolder, TokenizerConfig};
 pub use hub::hub_cache;
