@@ -1,9 +1,40 @@
 //! Memory plans as people read them.
 
+use super::machine;
 use super::text::bytes;
-use anyhow::Result;
+use anyhow::{Context, Result};
+use pellucid::backend::Backend;
 use pellucid::model::{MemoryPlan, Tenant, divide};
+use pellucid::rl::cast::Memory as RunMemory;
 use serde::Serialize;
+
+/// Bytes that are free where it is computed.
+pub(crate) fn free_memory(backend: &dyn Backend) -> Result<u64> {
+    let free =
+        backend.free_memory()?.or_else(|| machine::Memory::read().map(|memory| memory.available_bytes));
+    free.context("this machine does not say how much memory is free")
+}
+
+/// What a run takes, for people.
+pub(crate) fn run_lines(memory: &RunMemory) -> Vec<String> {
+    let part = |(name, plan): &(&str, MemoryPlan)| {
+        format!(
+            "{:>11} {name}: {} of weights, {} of work space, {} of keys and values in {} pages",
+            bytes(plan.total()),
+            bytes(plan.mapped + plan.held),
+            bytes(plan.workspace),
+            bytes(plan.kv),
+            plan.kv / plan.page().max(1)
+        )
+    };
+    let used = memory.training + memory.parts.iter().map(|(_, plan)| plan.total()).sum::<u64>();
+    let training = format!(
+        "{:>11} training: activations, the adapter, its gradients and averages",
+        bytes(memory.training)
+    );
+    let together = format!("{:>11} together, of {} that are free", bytes(used), bytes(memory.free));
+    memory.parts.iter().map(part).chain([training, together]).collect()
+}
 
 /// What running a model takes.
 #[derive(Debug, Serialize)]

@@ -14,7 +14,7 @@ use pellucid::prompt::reader::{ImageOptions, Reader, Words};
 use pellucid::prompt::template::RenderOptions;
 use pellucid::rl::config::Config;
 use pellucid::task::data::{Cursor, Order};
-use pellucid::train::{Lora, LoraSpec, Sample, Trainer, save};
+use pellucid::train::{Lora, Sample, Trainer, save};
 use serde::Deserialize;
 use serde_json::json;
 use std::{
@@ -116,12 +116,7 @@ fn begin(config: &Config, model: &Arc<Model>) -> Result<Trainer> {
     let lora = match &config.captioner.adapter {
         Some(path) => Lora::of(&model.config, &AdapterFile::open(path)?)?,
         None => {
-            let spec = LoraSpec {
-                rank: config.captioner.lora.rank,
-                alpha: config.captioner.lora.alpha,
-                targets: config.targets()?,
-                base_model: Some(config.captioner.model.clone()),
-            };
+            let spec = config.captioner.lora.spec(&config.captioner.model)?;
             Lora::fresh(&model.config, spec, config.seed)?
         }
     };

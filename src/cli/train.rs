@@ -1,6 +1,7 @@
 //! `pellucid train`: a captioner that learns to say what a reasoner needs.
 
 use super::Global;
+use super::memory::{free_memory, run_lines};
 use super::run::Folder;
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -9,7 +10,6 @@ use pellucid::rl::config::Config;
 use pellucid::rl::metrics::{metrics, samples};
 use pellucid::rl::run::{Run, Step};
 use pellucid::task::data::Fault;
-use pellucid::train::save;
 use serde_json::{Value, json};
 use std::{
     io::{IsTerminal, Write},
@@ -44,14 +44,19 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     let config = Config::read(&arguments.config, &arguments.changes)?;
-    let cast = Cast::open(&config, &global.device.open(global.threads)?)?;
+    let backend = global.device.open(global.threads)?;
+    let cast = Cast::open(&config, &backend)?;
+    let memory = cast.memory(&config, free_memory(&*backend)?)?;
+    if !global.quiet {
+        eprintln!("{}", run_lines(&memory).join("\n"));
+    }
     if arguments.dry_run {
-        let (_, faults) = Run::begin(&cast, &config, None)?;
+        let (_, faults) = Run::begin(&cast, &config, &memory, None)?;
         remark(&faults, global);
         return Ok(write!(std::io::stdout(), "{}", toml::to_string(&config).context("the configuration")?)?);
     }
     let folder = Folder::open(&config, arguments.resume.as_deref())?;
-    let (mut run, faults) = Run::begin(&cast, &config, folder.checkpoint.as_ref())?;
+    let (mut run, faults) = Run::begin(&cast, &config, &memory, folder.checkpoint.as_ref())?;
     remark(&faults, global);
     let last = steps(&mut run, &folder, global)?;
     let out = config.run.out.join(format!("checkpoint-{}", run.state().step));
@@ -81,8 +86,7 @@ pub(super) fn steps(run: &mut Run<'_>, folder: &Folder, global: &Global) -> Resu
         folder.log(&line)?;
         folder.log_samples(&samples(&step))?;
         if step.step % config.run.save_every == 0 || step.step == config.run.steps {
-            let state = serde_json::to_value(run.state()).context("the run's state")?;
-            save(run.trainer(), &config.run.out, step.step, config.run.keep, &state)?;
+            run.save()?;
         }
         last = Some(line);
     }

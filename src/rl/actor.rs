@@ -6,7 +6,7 @@ use crate::engine::{
 };
 use crate::error::{Error, Result};
 use crate::format::ModelFolder;
-use crate::model::{Model, pages_for};
+use crate::model::Model;
 use crate::prompt::message::Message;
 use crate::prompt::reader::{ImageOptions, Reader, Words};
 use crate::prompt::template::RenderOptions;
@@ -17,6 +17,8 @@ use std::{path::Path, sync::Arc, time::Duration, time::Instant};
 pub struct Player {
     /// Its name, as the run was told it.
     pub name: String,
+    /// What it was opened from.
+    pub folder: ModelFolder,
     /// The model.
     pub model: Arc<Model>,
     /// What prepares its prompts.
@@ -32,13 +34,7 @@ impl Player {
         let model = Model::load(folder.path(), backend, None)?;
         let reader = Reader::open(&folder, &model.config, images)?;
         let end_tokens = folder.eos(&model.config)?;
-        Ok(Player { name: name.to_owned(), model: Arc::new(model), reader, end_tokens })
-    }
-
-    /// Limits that let so many completions of at most so many tokens run side by side.
-    pub fn limits(&self, sequences: usize, positions: usize, tokens: usize) -> Limits {
-        let positions = positions.min(self.model.config.decoder.max_positions);
-        Limits { pages: sequences * pages_for(positions), tokens, sequences }
+        Ok(Player { name: name.to_owned(), folder, model: Arc::new(model), reader, end_tokens })
     }
 }
 

@@ -6,11 +6,14 @@ use super::episode::Rules;
 use super::parts::BASE;
 use super::stage::{Reasoner, Stage};
 use crate::backend::Backend;
-use crate::engine::Sampling;
+use crate::engine::{Limits, Sampling};
 use crate::error::{Error, Result};
 use crate::format::adapter::Adapter as AdapterFile;
+use crate::model::{MemoryPlan, Model, Tenant, divide, pages_for, train_bytes};
 use crate::prompt::reader::ImageOptions;
 use crate::task::verify::Policy;
+use crate::tensor::Tensor;
+use crate::train::Lora;
 use std::{path::Path, sync::Arc};
 
 /// The models of a run.
@@ -47,13 +50,51 @@ impl Cast {
         })
     }
 
-    /// Puts them on a stage.
-    pub fn stage(&self, config: &Config) -> Result<Stage<'_>> {
+    /// What everybody needs of so many bytes: weights and work space, what training takes, and of what is left each a
+    /// share for keys and values.
+    pub fn memory(&self, config: &Config, free: u64) -> Result<Memory> {
         let run = &config.run;
-        let actor = |player, sampling| -> Result<Actor<'_>> {
-            let player: &Player = player;
-            let limits = player.limits(run.sequences, run.positions, run.pass_tokens);
-            Actor::new(player, limits, sampling)
+        let tenant = |(name, player): (&'static str, &Player)| -> Result<Tenant> {
+            let (decoder, backend) = (&player.model.config.decoder, &player.model.backend);
+            let positions = run.positions.min(decoder.max_positions);
+            let checkpoint = player.folder.checkpoint()?;
+            let plan =
+                MemoryPlan::new(decoder, &checkpoint, backend.activation(), positions, run.pass_tokens);
+            let least = pages_for(positions);
+            Ok(Tenant { name, plan, least, most: least * run.sequences })
+        };
+        let others = [("reasoner", &self.reasoner), ("clarifier", &self.clarifier)];
+        let others = others.into_iter().filter_map(|(name, player)| Some((name, player.as_ref()?)));
+        let tenants = [("captioner", &self.policy)].into_iter().chain(others);
+        let tenants = tenants.map(tenant).collect::<Result<Vec<_>>>()?;
+        let training = self.training_bytes(config)?;
+        let Some(left) = free.checked_sub(training) else {
+            let what = format!(
+                "training takes {training} bytes and {free} are free; lower optim.microbatch_tokens or the adapter's rank"
+            );
+            return Err(Error::machine("memory", what));
+        };
+        let plans = divide(&tenants, left)?;
+        Ok(Memory { free, training, parts: tenants.iter().map(|tenant| tenant.name).zip(plans).collect() })
+    }
+
+    /// Bytes of activations and of the adapter with its gradients and averages.
+    fn training_bytes(&self, config: &Config) -> Result<u64> {
+        let Model { config: model, backend, decoder, .. } = &*self.policy.model;
+        let (dtype, cache) = (backend.activation(), decoder.cache_dtype(&**backend));
+        let rows = config.optim.microbatch_tokens;
+        let trained: usize = first(&self.policy, config)?.tensors().map(Tensor::len).sum();
+        // A master, two averages and a gradient in f32, and the two copies that run.
+        let adapter = trained * (4 * 4 + 2 * dtype.size());
+        Ok((train_bytes(&model.decoder, dtype, cache, rows) + adapter) as u64)
+    }
+
+    /// Puts them on a stage, with the pages of a plan.
+    pub fn stage(&self, config: &Config, memory: &Memory) -> Result<Stage<'_>> {
+        let run = &config.run;
+        let actor = |player, name, sampling| -> Result<Actor<'_>> {
+            let pages = memory.pages(name)?;
+            Actor::new(player, Limits { pages, tokens: run.pass_tokens, sequences: run.sequences }, sampling)
         };
         let greedy = |max_tokens, temperature, top_p| Sampling {
             max_tokens,
@@ -62,13 +103,13 @@ impl Cast {
             ..Sampling::default()
         };
         let clarifying = greedy(config.reference.max_tokens, config.reference.temperature, 1.0);
-        let mut policy = actor(&self.policy, captioning(config))?;
+        let mut policy = actor(&self.policy, "captioner", captioning(config))?;
         let Some(player) = &self.reasoner else {
             let what = "no reasoner; give reasoner.model, a text model that answers from captions";
             return Err(Error::caller("config", what));
         };
         let said = &config.reasoner;
-        let mut reasoner = actor(player, greedy(said.max_tokens, said.temperature, said.top_p))?;
+        let mut reasoner = actor(player, "reasoner", greedy(said.max_tokens, said.temperature, said.top_p))?;
         let reasons_with = match &said.adapter {
             Some(folder) => {
                 let adapter = Arc::new(player.model.adapter(&AdapterFile::open(folder)?)?);
@@ -85,7 +126,7 @@ impl Cast {
         };
         Ok(Stage {
             clarifier: match &self.clarifier {
-                Some(player) => Some(actor(player, clarifying.clone())?),
+                Some(player) => Some(actor(player, "clarifier", clarifying.clone())?),
                 None => None,
             },
             policy,
@@ -93,7 +134,37 @@ impl Cast {
             clarifying,
             reasoner: Reasoner::Local(Box::new(reasoner), reasons_with),
             fail_truncated: config.episode.fail_truncated,
+            record: false,
         })
+    }
+}
+
+/// Bytes, by who needs them.
+#[derive(Debug, Clone)]
+pub struct Memory {
+    /// What there is.
+    pub free: u64,
+    /// What training takes.
+    pub training: u64,
+    /// What each model takes.
+    pub parts: Vec<(&'static str, MemoryPlan)>,
+}
+
+impl Memory {
+    /// Pages of keys and values of a model.
+    fn pages(&self, name: &str) -> Result<usize> {
+        let plan = self.parts.iter().find(|(known, _)| *known == name);
+        let (_, plan) = plan.ok_or_else(|| Error::internal("memory", format!("no plan for the {name}")))?;
+        Ok((plan.kv / plan.page().max(1)) as usize)
+    }
+}
+
+/// The adapter a run begins with.
+pub fn first(policy: &Player, config: &Config) -> Result<Lora> {
+    let model = &policy.model.config;
+    match &config.captioner.adapter {
+        Some(path) => Lora::of(model, &AdapterFile::open(path)?),
+        None => Lora::fresh(model, config.captioner.lora.spec(&config.captioner.model)?, config.seed),
     }
 }
 
@@ -109,7 +180,7 @@ pub fn captioning(config: &Config) -> Sampling {
 /// The rules of a run's episodes, with so many requests.
 pub fn rules(config: &Config, requests: usize) -> Result<Rules> {
     let (protocol, wire) = (config.prompts.protocol()?, config.reasoner.wire);
-    Ok(Rules { protocol, wire, requests, policy: Policy::default() })
+    Ok(Rules { protocol, wire, requests, sees: false, policy: Policy::default() })
 }
 
 fn is_adapter(name: &str) -> bool {

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::format::adapter::{ModuleSet, Pattern};
 use crate::task::data::Layout;
 use crate::train::objective::{Aggregation, BetaDensity, Clip, Kl, Normalizer, Tiers};
-use crate::train::{Objective, OptimiserSettings, Schedule, TrainSettings};
+use crate::train::{LoraSpec, Objective, OptimiserSettings, Schedule, TrainSettings};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -96,6 +96,23 @@ impl Default for LoraConfig {
         let all = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
         let targets = Targets::Names(all.map(str::to_owned).to_vec());
         LoraConfig { rank: 128, alpha: 256.0, targets, dropout: 0.0 }
+    }
+}
+
+impl LoraConfig {
+    /// Which linears it is for.
+    pub fn modules(&self) -> Result<ModuleSet> {
+        Ok(match &self.targets {
+            Targets::Text(text) if text == "all-linear" => ModuleSet::AllLinear,
+            Targets::Text(text) => ModuleSet::Matching(Pattern::whole(text)?),
+            Targets::Names(names) => ModuleSet::Named(names.clone()),
+        })
+    }
+
+    /// A new adapter of a model by that name.
+    pub fn spec(&self, model: &str) -> Result<LoraSpec> {
+        let (rank, alpha, targets) = (self.rank, self.alpha, self.modules()?);
+        Ok(LoraSpec { rank, alpha, targets, base_model: Some(model.to_owned()) })
     }
 }
 
@@ -250,6 +267,9 @@ pub struct Run {
     /// Tokens of a rollout's pass.
     #[serde(default = "default_pass_tokens")]
     pub pass_tokens: usize,
+    /// Sample the next batch during the update, with the adapter of before it: captions are one update old at most.
+    #[serde(default)]
+    pub overlap: bool,
     /// The longest prompt with what follows it, in tokens: pages are reserved for that.
     #[serde(default = "default_positions")]
     pub positions: usize,
@@ -349,18 +369,10 @@ impl Config {
         }
         self.credit()?;
         self.episode.check()?;
+        self.reasoner.check()?;
         self.prompts.protocol()?;
         self.train_settings()?.optimiser.check()?;
         Ok(self)
-    }
-
-    /// Which linears a new adapter is for.
-    pub fn targets(&self) -> Result<ModuleSet> {
-        Ok(match &self.captioner.lora.targets {
-            Targets::Text(text) if text == "all-linear" => ModuleSet::AllLinear,
-            Targets::Text(text) => ModuleSet::Matching(Pattern::whole(text)?),
-            Targets::Names(names) => ModuleSet::Named(names.clone()),
-        })
     }
 
     /// What a trainer is told.
@@ -530,7 +542,10 @@ mod tests {
         let changed = Config::parse(LEAST, &changes.map(str::to_owned)).expect("is right");
         assert_eq!((changed.optim.lr, changed.seed), (2e-4, 7));
         assert_eq!(changed.run.out, Path::new("runs/two"));
-        assert_eq!(changed.targets().expect("are names"), ModuleSet::Named(vec!["q_proj".to_owned()]));
+        assert_eq!(
+            changed.captioner.lora.modules().expect("are names"),
+            ModuleSet::Named(vec!["q_proj".to_owned()])
+        );
         let text = toml::to_string(&changed).expect("can be written");
         assert_eq!(Config::parse(&text, &[]).expect("can be read"), changed);
     }

@@ -2,11 +2,11 @@
 
 use super::config::Credit;
 use super::episode;
-use super::stage::{Group, Member};
+use super::stage::{Group, Member, Spoken};
 use crate::error::Result;
 use crate::task::verify::Verdict;
 use crate::train::Sample;
-use crate::train::objective::{Outcome, by_outcome};
+use crate::train::objective::{Kl, Normalizer, Outcome, advantages, by_outcome, shape_reward};
 
 /// A batch that is graded.
 #[derive(Debug, Clone)]
@@ -38,6 +38,66 @@ pub fn reward(member: &Member, payment: &[f64]) -> Option<f64> {
 /// Requests an outcome took. More than there are payments were not offered; they would earn the least.
 fn asked(outcome: &episode::Outcome, payment: &[f64]) -> usize {
     outcome.exchanges.len().min(payment.len().saturating_sub(1))
+}
+
+/// Takes the pull of the reference off the rewards and finds the advantages anew. `reference` are the log-probs of the
+/// samples' tokens by the reference.
+pub fn shape(
+    graded: &mut Graded,
+    reference: &[Vec<f32>],
+    pull: (Kl, f64),
+    normalizer: &Normalizer,
+) -> Result<()> {
+    let mut pairs = graded.samples.iter().zip(reference);
+    for reward in graded.rewards.iter_mut().flatten() {
+        if let Some((sample, reference)) = pairs.next() {
+            *reward = shape_reward(*reward, &sample.old, reference, pull)?;
+        }
+    }
+    let found = advantages(&graded.rewards, normalizer)?;
+    for (sample, advantage) in graded.samples.iter_mut().zip(found.values.into_iter().flatten()) {
+        sample.advantage = advantage;
+    }
+    Ok(())
+}
+
+/// What a reasoner learns from that is trained beside the captioner: all it said, by whether its answers were right, less
+/// `kappa` for a request.
+pub fn grade_reasoner(groups: &[Group], kappa: f64, credit: &Credit) -> Result<Vec<Sample>> {
+    let trials = |group| -> Vec<(&episode::Outcome, &[Spoken])> {
+        let Group { members, .. }: &Group = group;
+        let told = members.iter().flat_map(|member| member.outcomes.iter().zip(&member.spoken));
+        told.filter_map(|(outcome, spoken)| Some((outcome.as_ref()?, spoken.as_slice()))).collect()
+    };
+    let all: Vec<_> = groups.iter().map(trials).filter(|trials| trials.len() > 1).collect();
+    if all.is_empty() {
+        return Ok(Vec::new());
+    }
+    let paid = |outcome: &episode::Outcome| {
+        let asked = if outcome.exchanges.is_empty() { 0.0 } else { kappa };
+        f64::from(u8::from(outcome.right())) - asked
+    };
+    let rewards: Vec<Vec<f64>> =
+        all.iter().map(|trials| trials.iter().map(|(outcome, _)| paid(outcome)).collect()).collect();
+    // Its rewards lie between -kappa and 1: a density over [0, 1] takes them shifted, and only differences matter.
+    let shifted: Vec<Vec<f64>> = rewards
+        .iter()
+        .map(|group| group.iter().map(|reward| (reward + kappa) / (1.0 + kappa)).collect())
+        .collect();
+    let advantages = advantages(&shifted, &credit.normalizer)?.values;
+    let mut samples = Vec::new();
+    for (trials, advantages) in all.into_iter().zip(advantages) {
+        for ((_, spoken), advantage) in trials.into_iter().zip(advantages) {
+            samples.extend(spoken.iter().map(|Spoken { input, completion }| Sample {
+                input: input.clone(),
+                tokens: completion.tokens.clone(),
+                old: completion.logprobs.clone(),
+                advantage,
+                part: 0,
+            }));
+        }
+    }
+    Ok(samples)
 }
 
 /// Rewards, advantages, samples. `payment` is what a right answer pays by the requests it took.

@@ -20,6 +20,8 @@ pub struct Rules {
     pub wire: Wire,
     /// Requests a reasoner may make; 0: asking is not offered.
     pub requests: usize,
+    /// Whether the reasoner is shown the pictures, too.
+    pub sees: bool,
     /// How answers are graded.
     pub policy: Policy,
 }
@@ -268,7 +270,7 @@ mod tests {
     use crate::task::world::{Example, Picture};
 
     fn rules(protocol: Protocol, requests: usize) -> Rules {
-        Rules { protocol, wire: Wire::Fused, requests, policy: Policy::default() }
+        Rules { protocol, wire: Wire::Fused, requests, sees: false, policy: Policy::default() }
     }
 
     fn said(text: &str) -> Said {

@@ -105,7 +105,13 @@ fn updates(step: &Step, put: &mut dyn FnMut(&str, Value)) {
     put("clip_ratio/region_mean", json!(last.clip_fraction));
     put("grad_norm", json!(last.grad_norm));
     put("learning_rate", json!(last.learning_rate));
-    put("sampling/sampling_logp_difference/max", json!(first.sampling_difference));
+    // Captions of an older adapter differ by what was learned since; that is no fault.
+    let name = if step.stale {
+        "sampling/staleness_difference/max"
+    } else {
+        "sampling/sampling_logp_difference/max"
+    };
+    put(name, json!(first.sampling_difference));
     put("computed_tokens", json!(first.computed));
     put("microbatches", json!(first.microbatches));
     put("skipped", json!(step.stats.iter().find_map(|stats| stats.bad.clone())));

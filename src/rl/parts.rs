@@ -1,5 +1,6 @@
 //! Who plays which part in an episode, and what an episode pays: sections of a run's configuration.
 
+use super::config::LoraConfig;
 use super::protocol::{Protocol, Wire};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -23,12 +24,55 @@ pub struct ReasonerConfig {
     pub top_p: f32,
     /// One call that decides and answers, or two.
     pub wire: Wire,
+    /// That it learns, too, and how.
+    pub learn: Option<Learn>,
 }
 
 impl Default for ReasonerConfig {
     fn default() -> Self {
-        let wire = Wire::Fused;
-        ReasonerConfig { model: None, adapter: None, max_tokens: 4096, temperature: 0.0, top_p: 1.0, wire }
+        ReasonerConfig {
+            model: None,
+            adapter: None,
+            max_tokens: 4096,
+            temperature: 0.0,
+            top_p: 1.0,
+            wire: Wire::Fused,
+            learn: None,
+        }
+    }
+}
+
+/// A reasoner that learns beside the captioner: to answer rightly, and to ask no more than it must.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Learn {
+    /// The rate when warm.
+    pub lr: f64,
+    /// What a request costs it.
+    pub kappa: f64,
+    /// Its adapter.
+    pub lora: LoraConfig,
+    /// Steps in which the captioner alone learns, then steps in which the reasoner alone does, and again. Both learn in
+    /// every step where this is not said.
+    pub alternate: Option<[u64; 2]>,
+}
+
+impl Default for Learn {
+    fn default() -> Self {
+        Learn { lr: 1e-5, kappa: 0.1, lora: LoraConfig::default(), alternate: None }
+    }
+}
+
+impl Learn {
+    /// Who learns in a step: the captioner, the reasoner.
+    pub fn turns(&self, step: u64) -> (bool, bool) {
+        match self.alternate {
+            None => (true, true),
+            Some([captioner, reasoner]) => {
+                let captioners = step % (captioner + reasoner) < captioner;
+                (captioners, !captioners)
+            }
+        }
     }
 }
 
@@ -192,9 +236,48 @@ impl Default for Prompts {
     }
 }
 
+impl ReasonerConfig {
+    /// Refuses a reasoner that could not learn.
+    pub fn check(&self) -> Result<()> {
+        let refuse = |what: &str| Err(Error::caller(OP, what));
+        let Some(learn) = &self.learn else { return Ok(()) };
+        if self.temperature <= 0.0 {
+            return refuse(
+                "reasoner.learn needs reasoner.temperature above 0: nothing is learned from one answer alone",
+            );
+        }
+        if self.top_p < 1.0 {
+            return refuse(
+                "reasoner.learn needs reasoner.top_p = 1: what is learned is the whole distribution",
+            );
+        }
+        if learn.alternate.is_some_and(|turns| turns.contains(&0)) {
+            return refuse("reasoner.learn.alternate has to give both a step at least");
+        }
+        if !(0.0..=1.0).contains(&learn.kappa) {
+            return refuse("reasoner.learn.kappa lies between 0 and 1");
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn captioner_and_reasoner_take_turns() {
+        let learn = Learn { alternate: Some([2, 1]), ..Learn::default() };
+        let turns: Vec<(bool, bool)> = (0..4).map(|step| learn.turns(step)).collect();
+        assert_eq!(turns, [(true, false), (true, false), (false, true), (true, false)]);
+        assert_eq!(Learn::default().turns(7), (true, true));
+        let reasoner = |temperature| ReasonerConfig {
+            learn: Some(Learn::default()),
+            temperature,
+            ..ReasonerConfig::default()
+        };
+        assert!(reasoner(0.0).check().is_err() && reasoner(1.0).check().is_ok());
+    }
 
     #[test]
     fn asking_pays_less_the_more_of_it() {

@@ -1,21 +1,24 @@
 //! A run: sample, play, grade, learn, publish, and again.
 
-use super::cast::{Cast, captioning, rules};
-use super::config::{Config, Credit};
-use super::credit::{Graded, grade};
+use super::actor::Player;
+use super::cast::{Cast, Memory, captioning, first, rules};
+use super::config::{Config, Credit, Run as RunConfig};
+use super::credit::{Graded, grade, grade_reasoner, shape};
 use super::episode::Rules;
 use super::frozen::Frozen;
+use super::parts::Learn;
 use super::source::Source;
-use super::stage::{Group, Scene, Spent, Stage, Trial};
+use super::stage::{Group, Reasoner, Scene, Spent, Stage, Trial};
 use crate::backend::philox::philox;
 use crate::engine::{Published, Sampling};
 use crate::error::{Error, Result};
 use crate::format::adapter::Adapter as AdapterFile;
 use crate::task::data::{Cursor, Fault, Problem};
 use crate::task::verify::Policy;
-use crate::train::{Checkpoint, Lora, LoraSpec, Stats, Trainer};
+use crate::train::{Checkpoint, Lora, Stats, Trainer, save};
 use serde::{Deserialize, Serialize};
 use std::{
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -24,14 +27,45 @@ use std::{
 #[derive(Debug)]
 pub struct Run<'m> {
     config: Config,
-    stage: Stage<'m>,
+    sampler: Sampler<'m>,
     trainer: Trainer,
     credit: Credit,
-    rules: Rules,
-    source: Source,
     frozen: Frozen,
     state: RunState,
     adapter: Published,
+    /// The next batch, if it was sampled during the last update.
+    ahead: Option<Batch>,
+    /// The reasoner's trainer, where it learns, too.
+    pupil: Option<Pupil>,
+}
+
+/// A reasoner that learns.
+#[derive(Debug)]
+struct Pupil {
+    trainer: Trainer,
+    learn: Learn,
+}
+
+/// What samples batches.
+#[derive(Debug)]
+struct Sampler<'m> {
+    stage: Stage<'m>,
+    source: Source,
+    rules: Rules,
+    sampling: Sampling,
+    seed: u64,
+    problems: usize,
+    group: usize,
+}
+
+/// Problems, their captions and what became of them.
+#[derive(Debug)]
+struct Batch {
+    problems: Vec<Arc<Problem>>,
+    groups: Vec<Group>,
+    spent: Spent,
+    /// Written by the adapter of one update ago.
+    stale: bool,
 }
 
 /// What a run has to remember beside its weights.
@@ -65,6 +99,8 @@ pub struct Step {
     pub spent: Spent,
     /// Time of the updates.
     pub update: Duration,
+    /// Whether the captions are those of the adapter of one update ago.
+    pub stale: bool,
 }
 
 impl<'m> Run<'m> {
@@ -72,10 +108,11 @@ impl<'m> Run<'m> {
     pub fn begin(
         cast: &'m Cast,
         config: &Config,
+        memory: &Memory,
         checkpoint: Option<&Checkpoint>,
     ) -> Result<(Self, Vec<Fault>)> {
         let model = &cast.policy.model;
-        let mut stage = cast.stage(config)?;
+        let mut stage = cast.stage(config, memory)?;
         let (trainer, state) = match checkpoint {
             Some(checkpoint) => {
                 let state = RunState::deserialize(&checkpoint.state.run).map_err(|cause| {
@@ -86,63 +123,94 @@ impl<'m> Run<'m> {
                 (trainer, RunState { step: checkpoint.state.global_step, ..state })
             }
             None => (
-                Trainer::new(model.clone(), first(cast, config)?, config.train_settings()?)?,
+                Trainer::new(model.clone(), first(&cast.policy, config)?, config.train_settings()?)?,
                 RunState::default(),
             ),
         };
         let adapter = stage.policy.engine().publish(trainer.adapter());
+        let pupil = match (&config.reasoner.learn, &cast.reasoner) {
+            (Some(learn), Some(player)) => Some(Pupil::begin(player, learn, config, &mut stage, state.step)?),
+            _ => None,
+        };
         let policy = Policy::default();
         let (source, faults) =
             Source::open(&config.data.train, &config.layout()?, &policy, config.seed, config.data.shuffle)?;
         let run = Run {
             frozen: Frozen::listen(&mut stage)?,
             credit: config.credit()?,
-            rules: rules(config, config.episode.requests())?,
+            sampler: Sampler {
+                stage,
+                source,
+                rules: rules(config, config.episode.requests())?,
+                sampling: captioning(config),
+                seed: config.seed,
+                problems: config.optim.prompts_per_step,
+                group: config.optim.group_size,
+            },
             config: config.clone(),
-            stage,
             trainer,
-            source,
             state,
             adapter,
+            ahead: None,
+            pupil,
         };
         Ok((run, faults))
     }
 
-    /// One step, of which this is all.
+    /// One step, of which this is all. Where the run overlaps, the next batch is sampled meanwhile, with the adapter of
+    /// before the update; not across a checkpoint, so that whoever goes on from one takes the same steps.
     pub fn step(&mut self) -> Result<Step> {
-        let Config { optim, episode, .. } = &self.config;
-        let step = self.state.step;
-        let problems = self.source.take(&mut self.state.cursor, optim.prompts_per_step)?;
-        let scenes: Vec<Scene<'_>> = problems
-            .iter()
-            .enumerate()
-            .map(|(number, problem)| Scene {
-                problem,
-                trials: vec![Trial { rules: &self.rules, problem }],
-                seeds: (0..optim.group_size)
-                    .map(|member| seed(self.config.seed, step, number, member))
-                    .collect(),
-            })
-            .collect();
-        let sampling = captioning(&self.config);
-        let (groups, spent) = self.stage.play(&scenes, &sampling, Some(&self.adapter))?;
-        let payment = episode.payment(step);
-        let graded = grade(&groups, &payment, &self.credit)?;
-        self.frozen.check(&mut self.stage)?;
+        let Batch { problems, groups, spent, stale } = match self.ahead.take() {
+            Some(batch) => batch,
+            None => self.sampler.batch(self.state.step, &mut self.state.cursor, &self.adapter)?,
+        };
+        let payment = self.config.episode.payment(self.state.step);
+        let mut graded = grade(&groups, &payment, &self.credit)?;
+        if let Some(pull) = self.credit.kl_in_reward
+            && !graded.samples.is_empty()
+        {
+            let reference = self.trainer.reference_logprobs(&graded.samples)?;
+            shape(&mut graded, &reference, pull, &self.credit.normalizer)?;
+        }
+        let next = self.state.step + 1;
+        let Config { run: RunConfig { overlap, steps, save_every, .. }, .. } = self.config;
+        let Run { sampler, trainer, state, adapter, frozen, pupil, credit, .. } = self;
+        frozen.check(&mut sampler.stage)?;
+        let turns = pupil.as_ref().map_or((true, false), |pupil| pupil.learn.turns(state.step));
         let start = Instant::now();
-        let stats =
-            if graded.samples.is_empty() { Vec::new() } else { self.trainer.step(&graded.samples)? };
-        self.adapter = self.stage.policy.engine().publish(self.trainer.adapter());
-        self.state.skipped += u64::from(stats.is_empty());
-        self.state.step += 1;
+        let mut learn = || -> Result<Vec<Stats>> {
+            if let (Some(pupil), (_, true)) = (&mut *pupil, turns) {
+                pupil.step(&groups, credit)?;
+            }
+            if !turns.0 || graded.samples.is_empty() { Ok(Vec::new()) } else { trainer.step(&graded.samples) }
+        };
+        let stats = if overlap && next < steps && !next.is_multiple_of(save_every) {
+            let (stats, ahead) = std::thread::scope(|scope| {
+                let ahead = scope.spawn(|| sampler.batch(next, &mut state.cursor, adapter));
+                (learn(), ahead.join())
+            });
+            let ahead = ahead.map_err(|_| Error::internal("rollout", "sampling ahead came to no end"))??;
+            self.ahead = Some(Batch { stale: true, ..ahead });
+            stats?
+        } else {
+            learn()?
+        };
         let update = start.elapsed();
-        Ok(Step { step: step + 1, problems, groups, graded, payment, stats, spent, update })
+        *adapter = sampler.stage.policy.engine().publish(trainer.adapter());
+        if let Some(pupil) = pupil {
+            pupil.publish(&mut sampler.stage);
+        }
+        state.skipped += u64::from(stats.is_empty());
+        state.step = next;
+        Ok(Step { step: next, problems, groups, graded, payment, stats, spent, update, stale })
     }
 
-    /// Problems captioned once each, drawn as `sampling` says, and what becomes of the captions under several rules.
+    /// Problems captioned once each, drawn as `sampling` says, and what becomes of the captions under several rules. The
+    /// first of them is number `first` of all that are played like this.
     pub fn play(
         &mut self,
         problems: &[Arc<Problem>],
+        first: usize,
         rules: &[Rules],
         sampling: &Sampling,
     ) -> Result<Vec<Group>> {
@@ -153,16 +221,23 @@ impl<'m> Run<'m> {
                 problem,
                 trials: rules.iter().map(|rules| Trial { rules, problem }).collect(),
                 // The same for every checkpoint: differences are the captioner's.
-                seeds: vec![seed(self.config.seed, u64::MAX, number, 0)],
+                seeds: vec![seed(self.config.seed, u64::MAX, first + number, 0)],
             })
             .collect();
-        let played = self.stage.play(&scenes, sampling, Some(&self.adapter))?;
+        let played = self.sampler.stage.play(&scenes, sampling, Some(&self.adapter))?;
         Ok(played.0)
     }
 
-    /// The trainer, to be saved.
-    pub fn trainer(&self) -> &Trainer {
-        &self.trainer
+    /// Writes a checkpoint into the run's folder and returns its own. That of a reasoner that learns comes first: whoever
+    /// finds the captioner's finds both.
+    pub fn save(&self) -> Result<PathBuf> {
+        let Config { run, .. } = &self.config;
+        let state = serde_json::to_value(&self.state)
+            .map_err(|cause| Error::internal("checkpoint", format!("the run's state is no JSON: {cause}")))?;
+        if let Some(pupil) = &self.pupil {
+            save(&pupil.trainer, &run.out.join(REASONER), self.state.step, run.keep, &state)?;
+        }
+        save(&self.trainer, &run.out, self.state.step, run.keep, &state)
     }
 
     /// What has to be remembered.
@@ -176,26 +251,76 @@ impl<'m> Run<'m> {
     }
 }
 
+/// Where a run keeps the checkpoints of a reasoner that learns.
+const REASONER: &str = "reasoner";
+
+impl Pupil {
+    fn begin(
+        player: &Player,
+        learn: &Learn,
+        config: &Config,
+        stage: &mut Stage<'_>,
+        step: u64,
+    ) -> Result<Self> {
+        let mut settings = config.train_settings()?;
+        settings.optimiser.learning_rate = learn.lr;
+        settings.objective.temperature = config.reasoner.temperature;
+        let model = &player.model;
+        let trainer = match (step, &config.reasoner.adapter) {
+            (0, Some(folder)) => {
+                Trainer::new(model.clone(), Lora::of(&model.config, &AdapterFile::open(folder)?)?, settings)?
+            }
+            (0, None) => {
+                let spec = learn.lora.spec(&player.name)?;
+                Trainer::new(model.clone(), Lora::fresh(&model.config, spec, config.seed)?, settings)?
+            }
+            (step, _) => {
+                let folder = config.run.out.join(REASONER).join(format!("checkpoint-{step}"));
+                Checkpoint::open(&folder)?.trainer(model.clone(), settings)?
+            }
+        };
+        let pupil = Pupil { trainer, learn: learn.clone() };
+        stage.record = true;
+        pupil.publish(stage);
+        Ok(pupil)
+    }
+
+    fn step(&mut self, groups: &[Group], credit: &Credit) -> Result<()> {
+        let samples = grade_reasoner(groups, self.learn.kappa, credit)?;
+        if !samples.is_empty() {
+            self.trainer.step(&samples)?;
+        }
+        Ok(())
+    }
+
+    fn publish(&self, stage: &mut Stage<'_>) {
+        let Reasoner::Local(actor, adapter) = &mut stage.reasoner;
+        *adapter = Some(actor.engine().publish(self.trainer.adapter()));
+    }
+}
+
+impl Sampler<'_> {
+    /// The batch of a step.
+    fn batch(&mut self, step: u64, cursor: &mut Cursor, adapter: &Published) -> Result<Batch> {
+        let problems = self.source.take(cursor, self.problems)?;
+        let scenes: Vec<Scene<'_>> = problems
+            .iter()
+            .enumerate()
+            .map(|(number, problem)| Scene {
+                problem,
+                trials: vec![Trial { rules: &self.rules, problem }],
+                seeds: (0..self.group).map(|member| seed(self.seed, step, number, member)).collect(),
+            })
+            .collect();
+        let (groups, spent) = self.stage.play(&scenes, &self.sampling, Some(adapter))?;
+        drop(scenes);
+        Ok(Batch { problems, groups, spent, stale: false })
+    }
+}
+
 /// The seed of a caption: a function of where it stands in the run.
 fn seed(run: u64, step: u64, problem: usize, member: usize) -> u64 {
     let at = [step as u32, (step >> 32) as u32, problem as u32, member as u32];
     let drawn = philox(at, [run as u32, (run >> 32) as u32]);
     u64::from(drawn[0]) << 32 | u64::from(drawn[1])
-}
-
-/// The adapter a run begins with.
-pub fn first(cast: &Cast, config: &Config) -> Result<Lora> {
-    let model = &cast.policy.model.config;
-    match &config.captioner.adapter {
-        Some(path) => Lora::of(model, &AdapterFile::open(path)?),
-        None => {
-            let spec = LoraSpec {
-                rank: config.captioner.lora.rank,
-                alpha: config.captioner.lora.alpha,
-                targets: config.targets()?,
-                base_model: Some(config.captioner.model.clone()),
-            };
-            Lora::fresh(model, spec, config.seed)
-        }
-    }
 }

@@ -10,10 +10,11 @@ use super::protocol::{Places, filled};
 use super::reply::Said;
 use crate::engine::{Completion, Finish, Input, Published, Sampling, Ticket};
 use crate::error::{Error, Result};
-use crate::prompt::message::Message;
+use crate::prompt::message::{Content, Message};
 use crate::task::data::Problem;
 use std::{
     collections::HashMap,
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -42,6 +43,8 @@ pub struct Stage<'m> {
     pub reasoner: Reasoner<'m>,
     /// Captions that were cut off fail unread.
     pub fail_truncated: bool,
+    /// Keep what the reasoner says: it learns from it.
+    pub record: bool,
 }
 
 /// A question put to the reasoner about a caption, under rules.
@@ -71,6 +74,17 @@ pub struct Member {
     pub caption: Completion,
     /// How its trials ended; none where a remote reasoner gave no reply that could be used.
     pub outcomes: Vec<Option<Outcome>>,
+    /// What a reasoner that learns said in each trial, turn by turn; empty where it does not learn.
+    pub spoken: Vec<Vec<Spoken>>,
+}
+
+/// Words that may be learned from.
+#[derive(Debug, Clone)]
+pub struct Spoken {
+    /// To what.
+    pub input: Arc<Input>,
+    /// The words.
+    pub completion: Completion,
 }
 
 /// The captions of a problem.
@@ -99,8 +113,17 @@ pub struct Spent {
 enum Purpose {
     /// Captions of a scene.
     Captions(usize),
-    /// Words that these episodes wait for.
+    /// Words that these episodes wait for, all of them for the same.
     Words(Vec<usize>),
+    /// Words to one prompt, drawn for each of these episodes apart.
+    Draws(Vec<usize>),
+}
+
+/// A request under way.
+struct Open {
+    purpose: Purpose,
+    input: Arc<Input>,
+    key: Option<Key>,
 }
 
 /// Whose engine a request runs on.
@@ -119,6 +142,7 @@ struct Running<'a> {
     rules: &'a Rules,
     problem: &'a Problem,
     episode: Episode,
+    spoken: Vec<Spoken>,
 }
 
 /// Who is asked, about which scene where that matters, in which tokens.
@@ -137,7 +161,7 @@ struct Batch<'s, 'a> {
     scenes: &'s [Scene<'a>],
     sampling: &'s Sampling,
     adapter: Option<&'s Published>,
-    open: HashMap<(Role, Ticket), (Purpose, Option<Key>)>,
+    open: HashMap<(Role, Ticket), Open>,
     known: Known,
     running: Vec<Running<'a>>,
     groups: Vec<(Arc<Input>, Vec<Option<Member>>)>,
@@ -212,8 +236,9 @@ impl<'m> Stage<'m> {
         let sampling = batch.sampling.clone();
         batch.groups.push((input.clone(), scene.seeds.iter().map(|_| None).collect()));
         batch.left += scene.seeds.len();
-        let ticket = self.policy.ask(input, sampling, scene.seeds.clone(), batch.adapter)?;
-        batch.open.insert((Role::Policy, ticket), (Purpose::Captions(number), None));
+        let ticket = self.policy.ask(input.clone(), sampling, scene.seeds.clone(), batch.adapter)?;
+        let open = Open { purpose: Purpose::Captions(number), input, key: None };
+        batch.open.insert((Role::Policy, ticket), open);
         Ok(())
     }
 
@@ -224,20 +249,28 @@ impl<'m> Stage<'m> {
         finished: Vec<(Ticket, usize, Completion)>,
     ) -> Result<()> {
         for (ticket, lane, completion) in finished {
-            if let Some((Purpose::Captions(scene), _)) = batch.open.get(&(role, ticket)) {
-                let scene = *scene;
-                self.captioned(batch, scene, lane, completion)?;
-                continue;
-            }
-            let Some((Purpose::Words(episodes), key)) = batch.open.remove(&(role, ticket)) else {
+            let Some(Open { purpose, input, key }) = batch.open.get_mut(&(role, ticket)) else {
                 return Err(Error::internal(OP, "an engine finished what nobody asked for"));
             };
-            let said = said(completion);
-            if let Some(key) = key {
+            let episodes = match purpose {
+                Purpose::Captions(scene) => {
+                    let scene = *scene;
+                    self.captioned(batch, scene, lane, completion)?;
+                    continue;
+                }
+                Purpose::Draws(episodes) => vec![episodes[lane]],
+                Purpose::Words(episodes) => std::mem::take(episodes),
+            };
+            let spoken = Spoken { input: input.clone(), completion };
+            let said = said(&spoken.completion);
+            if let Some(key) = key.take() {
                 batch.known.insert(key, Asked::Said(said.clone()));
             }
-            for episode in episodes {
-                self.go_on(batch, episode, &said)?;
+            for at in episodes {
+                if self.record && role == Role::Reasoner {
+                    batch.running[at].spoken.push(spoken.clone());
+                }
+                self.go_on(batch, at, &said)?;
             }
         }
         Ok(())
@@ -254,18 +287,53 @@ impl<'m> Stage<'m> {
         let scene = &batch.scenes[number];
         let cut = caption.finish == Finish::Length;
         let text = caption.text.clone();
-        let outcomes = scene.trials.iter().map(|_| None).collect();
-        batch.groups[number].1[member] = Some(Member { caption, outcomes });
-        batch.left += scene.trials.len();
+        let (trials, caption_cut) = (&scene.trials, cut && self.fail_truncated);
+        let outcomes = trials.iter().map(|_| None).collect();
+        let spoken = trials.iter().map(|_| Vec::new()).collect();
+        batch.groups[number].1[member] = Some(Member { caption, outcomes, spoken });
+        batch.left += trials.len();
         batch.left -= 1;
-        for (trial, &Trial { rules, problem }) in scene.trials.iter().enumerate() {
+        let mut first: Option<(usize, Next)> = None;
+        for (trial, &Trial { rules, problem }) in trials.iter().enumerate() {
             let (episode, next) = Episode::begin(rules, problem, &text);
-            batch.running.push(Running { scene: number, member, trial, rules, problem, episode });
+            let spoken = Vec::new();
+            batch.running.push(Running { scene: number, member, trial, rules, problem, episode, spoken });
             let at = batch.running.len() - 1;
-            match cut && self.fail_truncated {
-                true => batch.end(at, Some(Outcome::failed(Failure::CaptionTruncated))),
-                false => self.next(batch, at, next)?,
+            if caption_cut {
+                batch.end(at, Some(Outcome::failed(Failure::CaptionTruncated)));
+                continue;
             }
+            // Trials that begin alike, one beside the other, are drawn from one reading of their prompt.
+            match &first {
+                Some((_, same)) if *same == next => {}
+                _ => {
+                    if let Some((from, next)) = first.replace((at, next)) {
+                        self.draw(batch, from..at, next)?;
+                    }
+                }
+            }
+        }
+        let end = batch.running.len();
+        first.map_or(Ok(()), |(from, next)| self.draw(batch, from..end, next))
+    }
+
+    /// Asks for the first words of neighbouring episodes.
+    fn draw(&mut self, batch: &mut Batch<'_, '_>, episodes: Range<usize>, next: Next) -> Result<()> {
+        if let Next::Reason { messages, prefix } = &next
+            && let Reasoner::Local(actor, adapter) = &mut self.reasoner
+            && actor.sampling().temperature > 0.0
+            && episodes.len() > 1
+        {
+            let messages = seen(&batch.running[episodes.start], messages);
+            let input = Arc::new(actor.input(&messages, prefix)?);
+            let seeds = episodes.clone().map(|at| batch.seed(at, &input)).collect();
+            let ticket = actor.ask(input.clone(), actor.sampling().clone(), seeds, adapter.as_ref())?;
+            let open = Open { purpose: Purpose::Draws(episodes.collect()), input, key: None };
+            batch.open.insert((Role::Reasoner, ticket), open);
+            return Ok(());
+        }
+        for at in episodes {
+            self.next(batch, at, next.clone())?;
         }
         Ok(())
     }
@@ -298,7 +366,7 @@ impl<'m> Stage<'m> {
             }
             Next::Reason { messages, prefix } => match &mut self.reasoner {
                 Reasoner::Local(actor, adapter) => {
-                    let input = actor.input(&messages, &prefix)?;
+                    let input = actor.input(&seen(&batch.running[at], &messages), &prefix)?;
                     let key = (Role::Reasoner, 0, input.tokens().to_vec());
                     let sampling = actor.sampling().clone();
                     let said = batch.ask(actor, key, input, &sampling, adapter.as_ref(), at)?;
@@ -325,30 +393,39 @@ impl Batch<'_, '_> {
         match self.known.get(&key).filter(|_| certain) {
             Some(Asked::Said(said)) => return Ok(Some(said.clone())),
             Some(Asked::Open(ticket)) => {
-                if let Some((Purpose::Words(episodes), _)) = self.open.get_mut(&(role, *ticket)) {
+                if let Some(Open { purpose: Purpose::Words(episodes), .. }) =
+                    self.open.get_mut(&(role, *ticket))
+                {
                     episodes.push(at);
                 }
                 return Ok(None);
             }
             None => {}
         }
-        let Running { scene, member, trial, .. } = self.running[at];
-        // Another draw for every turn of every trial, the same whenever it is made.
-        let turn = input.tokens().len() as u64 + ((trial as u64) << 32);
-        let seed = self.scenes[scene].seeds[member] ^ turn.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let ticket = actor.ask(Arc::new(input), sampling.clone(), vec![seed], adapter)?;
+        let input = Arc::new(input);
+        let seed = self.seed(at, &input);
+        let ticket = actor.ask(input.clone(), sampling.clone(), vec![seed], adapter)?;
         let key = certain.then_some(key);
         if let Some(key) = &key {
             self.known.insert(key.clone(), Asked::Open(ticket));
         }
-        self.open.insert((role, ticket), (Purpose::Words(vec![at]), key));
+        self.open.insert((role, ticket), Open { purpose: Purpose::Words(vec![at]), input, key });
         Ok(None)
     }
 
-    fn end(&mut self, at: usize, outcome: Option<Outcome>) {
+    /// The seed of what an episode waits for: another for every turn of every trial, whenever it is asked.
+    fn seed(&self, at: usize, input: &Input) -> u64 {
         let Running { scene, member, trial, .. } = self.running[at];
+        let turn = input.tokens().len() as u64 + ((trial as u64 + 1) << 32);
+        self.scenes[scene].seeds[member] ^ turn.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
+    fn end(&mut self, at: usize, outcome: Option<Outcome>) {
+        let Running { scene, member, trial, ref mut spoken, .. } = self.running[at];
+        let spoken = std::mem::take(spoken);
         if let Some(member) = &mut self.groups[scene].1[member] {
             member.outcomes[trial] = outcome;
+            member.spoken[trial] = spoken;
         }
         self.left -= 1;
     }
@@ -363,7 +440,19 @@ impl Batch<'_, '_> {
     }
 }
 
-fn said(completion: Completion) -> Said {
+fn said(completion: &Completion) -> Said {
     let truncated = completion.finish == Finish::Length;
-    Said { text: completion.text, tokens: completion.tokens.len(), truncated }
+    Said { text: completion.text.clone(), tokens: completion.tokens.len(), truncated }
+}
+
+/// A conversation with the pictures before its first words, where the rules say that a reasoner sees them.
+fn seen(running: &Running<'_>, messages: &[Message]) -> Vec<Message> {
+    let mut messages = messages.to_vec();
+    if running.rules.sees
+        && let Some(first) = messages.first_mut()
+        && let Content::Text(text) = &first.content
+    {
+        *first = Message::user(running.problem.images.iter().cloned(), text.clone());
+    }
+    messages
 }

@@ -5,8 +5,8 @@ use super::{
     scan::{NonFinite, non_finite},
 };
 use crate::cli::{
-    Global, machine,
-    memory::{Memory, Together},
+    Global,
+    memory::{Memory, Together, free_memory},
     text::{bytes, count, row},
 };
 use anyhow::{Context, Result, bail};
@@ -137,16 +137,9 @@ fn together(plan: MemoryPlan, other: &str, arguments: &Arguments, global: &Globa
     let free = match arguments.memory {
         Some(gibibytes) if gibibytes >= 0.0 => (gibibytes * (1u64 << 30) as f64) as u64,
         Some(gibibytes) => bail!("--memory {gibibytes}: expected a number of gibibytes from 0 up"),
-        None => free_memory(global)?,
+        None => free_memory(&*global.device.open(global.threads)?).context("say it by --memory")?,
     };
     Together::plan(&[tenant("captioner", plan), tenant("reasoner", beside)], free)
-}
-
-/// Bytes that are free where it is computed.
-fn free_memory(global: &Global) -> Result<u64> {
-    let own = global.device.open(global.threads)?.free_memory()?;
-    let free = own.or_else(|| machine::Memory::read().map(|memory| memory.available_bytes));
-    free.context("this machine does not say how much memory is free; say it by --memory")
 }
 
 impl Report {
