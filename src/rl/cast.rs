@@ -3,7 +3,7 @@
 use super::actor::{Actor, Player};
 use super::config::Config;
 use super::episode::Rules;
-use super::parts::BASE;
+use super::parts::{BASE, Kind};
 use super::stage::{Reasoner, Stage};
 use crate::backend::Backend;
 use crate::engine::{Limits, Sampling};
@@ -66,7 +66,17 @@ impl Cast {
         let others = [("reasoner", &self.reasoner), ("clarifier", &self.clarifier)];
         let others = others.into_iter().filter_map(|(name, player)| Some((name, player.as_ref()?)));
         let tenants = [("captioner", &self.policy)].into_iter().chain(others);
-        let tenants = tenants.map(tenant).collect::<Result<Vec<_>>>()?;
+        let mut tenants = tenants.map(tenant).collect::<Result<Vec<_>>>()?;
+        if config.episode.kind == Kind::Prco {
+            // The same weights in another role, with pages of their own.
+            let Tenant { plan, least, most, .. } = tenants[0].clone();
+            tenants.push(Tenant {
+                name: "reasoner",
+                plan: MemoryPlan { mapped: 0, held: 0, ..plan },
+                least,
+                most,
+            });
+        }
         let training = self.training_bytes(config)?;
         let Some(left) = free.checked_sub(training) else {
             let what = format!(
@@ -104,12 +114,26 @@ impl Cast {
         };
         let clarifying = greedy(config.reference.max_tokens, config.reference.temperature, 1.0);
         let mut policy = actor(&self.policy, "captioner", captioning(config))?;
-        let Some(player) = &self.reasoner else {
-            let what = "no reasoner; give reasoner.model, a text model that answers from captions";
-            return Err(Error::caller("config", what));
-        };
         let said = &config.reasoner;
-        let mut reasoner = actor(player, "reasoner", greedy(said.max_tokens, said.temperature, said.top_p))?;
+        let answering = greedy(said.max_tokens, said.temperature, said.top_p);
+        let (player, answering) = match (&self.reasoner, config.episode.kind) {
+            // The policy in its other role.
+            (None, Kind::Prco) => (
+                &self.policy,
+                Sampling { temperature: config.captioner.temperature, top_p: 1.0, ..answering },
+            ),
+            (Some(_), Kind::Prco) => {
+                let what =
+                    "reasoner.model is given, but in PRCO the captioner itself is the Solver; leave it out";
+                return Err(Error::caller("config", what));
+            }
+            (Some(player), _) => (player, answering),
+            (None, _) => {
+                let what = "no reasoner; give reasoner.model, a text model that answers from captions";
+                return Err(Error::caller("config", what));
+            }
+        };
+        let mut reasoner = actor(player, "reasoner", answering)?;
         let reasons_with = match &said.adapter {
             Some(folder) => {
                 let adapter = Arc::new(player.model.adapter(&AdapterFile::open(folder)?)?);
@@ -134,7 +158,7 @@ impl Cast {
             clarifying,
             reasoner: Reasoner::Local(Box::new(reasoner), reasons_with),
             fail_truncated: config.episode.fail_truncated,
-            record: false,
+            record: config.episode.kind == Kind::Prco,
         })
     }
 }

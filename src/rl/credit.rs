@@ -9,7 +9,7 @@ use crate::train::Sample;
 use crate::train::objective::{Kl, Normalizer, Outcome, advantages, by_outcome, shape_reward};
 
 /// A batch that is graded.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Graded {
     /// What is learned from; completions of a prompt stand side by side.
     pub samples: Vec<Sample>,
@@ -23,6 +23,8 @@ pub struct Graded {
     pub masked: usize,
     /// What whoever reads the log should know.
     pub warning: Option<&'static str>,
+    /// More numbers for the log.
+    pub more: Vec<(&'static str, f64)>,
 }
 
 /// What a caption earns by its trials; none where it cannot be told.
@@ -102,14 +104,7 @@ pub fn grade_reasoner(groups: &[Group], kappa: f64, credit: &Credit) -> Result<V
 
 /// Rewards, advantages, samples. `payment` is what a right answer pays by the requests it took.
 pub fn grade(groups: &[Group], payment: &[f64], credit: &Credit) -> Result<Graded> {
-    let mut graded = Graded {
-        samples: Vec::new(),
-        rewards: Vec::new(),
-        groups: Vec::new(),
-        dropped: 0,
-        masked: 0,
-        warning: None,
-    };
+    let mut graded = Graded::default();
     let mut kept: Vec<(&Group, Vec<&Member>)> = Vec::new();
     for (number, group) in groups.iter().enumerate() {
         let rewarded: Vec<(&Member, f64)> =

@@ -43,6 +43,7 @@ fn rewards(step: &Step, put: &mut dyn FnMut(&str, Value)) {
         "uniform/nothing",
         json!(rewards.iter().filter(uniform).filter(|group| group[0] <= 1e-9).count() as f64 / count),
     );
+    step.graded.more.iter().for_each(|(name, value)| put(name, json!(value)));
     put("groups/masked", json!(step.graded.masked));
     put("groups/dropped_members", json!(step.graded.dropped));
 }
@@ -120,7 +121,8 @@ fn updates(step: &Step, put: &mut dyn FnMut(&str, Value)) {
 /// Lines of `samples.jsonl`: every caption and what became of it.
 pub fn samples(step: &Step) -> Vec<Value> {
     let mut lines = Vec::new();
-    let mut advantages = step.graded.samples.iter().map(|sample| sample.advantage);
+    let captions = step.graded.samples.iter().filter(|sample| sample.part == 0);
+    let mut advantages = captions.map(|sample| sample.advantage);
     for (number, (problem, group)) in step.problems.iter().zip(&step.groups).enumerate() {
         let takes_part = step.graded.groups.contains(&number);
         for (at, member) in group.members.iter().enumerate() {

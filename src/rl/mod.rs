@@ -10,6 +10,7 @@ pub mod stage;
 pub mod parts;
 pub mod source;
 pub mod credit;
+pub mod prco;
 pub mod cast;
 pub mod frozen;
 pub mod run;

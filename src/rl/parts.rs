@@ -145,11 +145,34 @@ pub struct EpisodeConfig {
     pub max_turns: usize,
     /// Captions that were cut off earn nothing.
     pub fail_truncated: bool,
+    /// PRCO: answers to each caption.
+    pub answers: usize,
+    /// PRCO: the weight of being right in an answer's reward.
+    pub lambda: f64,
+    /// PRCO: whether the Solver is shown the pictures, once the captions have had their time alone.
+    pub solver_sees: bool,
+    /// PRCO: steps of that time. A tenth of the run where it is not said.
+    pub caption_first: Option<u64>,
+    /// PRCO: captions that give the answer away earn nothing.
+    pub leaks: bool,
+    /// PRCO's baseline: a caption and the answers to it earn the same.
+    pub shared: bool,
 }
 
 impl Default for EpisodeConfig {
     fn default() -> Self {
-        EpisodeConfig { kind: Kind::Acrl, alpha: Alpha::Power(0.7), max_turns: 1, fail_truncated: false }
+        EpisodeConfig {
+            kind: Kind::Acrl,
+            alpha: Alpha::Power(0.7),
+            max_turns: 1,
+            fail_truncated: false,
+            answers: 4,
+            lambda: 0.9,
+            solver_sees: true,
+            caption_first: None,
+            leaks: true,
+            shared: false,
+        }
     }
 }
 
@@ -157,6 +180,16 @@ impl EpisodeConfig {
     /// Requests that are offered.
     pub fn requests(&self) -> usize {
         if self.kind == Kind::Acrl { self.max_turns } else { 0 }
+    }
+
+    /// What the reasoner is asked of each caption: so many times the same.
+    pub fn trials(&self) -> usize {
+        if self.kind == Kind::Prco { self.answers } else { 1 }
+    }
+
+    /// Whether the Solver sees the pictures in a step of so many.
+    pub fn sees(&self, step: u64, steps: u64) -> bool {
+        self.kind == Kind::Prco && self.solver_sees && step >= self.caption_first.unwrap_or(steps / 10)
     }
 
     /// What a right answer pays in a step, by the requests it took.
@@ -179,6 +212,14 @@ impl EpisodeConfig {
         let refuse = |what: String| Err(Error::caller(OP, what));
         if self.kind == Kind::Acrl && self.max_turns == 0 {
             return refuse("episode.max_turns is 0; an episode without requests is kind = \"binary\"".into());
+        }
+        if self.answers == 0 || !(0.0..=1.0).contains(&self.lambda) {
+            return refuse("episode.answers is 1 at least, and episode.lambda between 0 and 1".into());
+        }
+        if self.shared && self.answers != 1 {
+            return refuse(
+                "episode.shared pays a caption and its answer alike; it needs episode.answers = 1".into(),
+            );
         }
         if let Alpha::List(list) = &self.alpha
             && list.len() < self.requests()

@@ -6,9 +6,10 @@ use super::config::{Config, Credit, Run as RunConfig};
 use super::credit::{Graded, grade, grade_reasoner, shape};
 use super::episode::Rules;
 use super::frozen::Frozen;
-use super::parts::Learn;
+use super::parts::{EpisodeConfig, Kind, Learn};
+use super::prco::{self, Grading};
 use super::source::Source;
-use super::stage::{Group, Reasoner, Scene, Spent, Stage, Trial};
+use super::stage::{Group, Scene, Spent, Stage, Trial};
 use crate::backend::philox::philox;
 use crate::engine::{Published, Sampling};
 use crate::error::{Error, Result};
@@ -53,6 +54,8 @@ struct Sampler<'m> {
     source: Source,
     rules: Rules,
     sampling: Sampling,
+    episode: EpisodeConfig,
+    steps: u64,
     seed: u64,
     problems: usize,
     group: usize,
@@ -128,6 +131,9 @@ impl<'m> Run<'m> {
             ),
         };
         let adapter = stage.policy.engine().publish(trainer.adapter());
+        if config.episode.kind == Kind::Prco {
+            stage.publish_reasoner(trainer.adapter());
+        }
         let pupil = match (&config.reasoner.learn, &cast.reasoner) {
             (Some(learn), Some(player)) => Some(Pupil::begin(player, learn, config, &mut stage, state.step)?),
             _ => None,
@@ -141,7 +147,9 @@ impl<'m> Run<'m> {
             sampler: Sampler {
                 stage,
                 source,
-                rules: rules(config, config.episode.requests())?,
+                rules: learning(rules(config, config.episode.requests())?, config),
+                episode: config.episode.clone(),
+                steps: config.run.steps,
                 sampling: captioning(config),
                 seed: config.seed,
                 problems: config.optim.prompts_per_step,
@@ -164,8 +172,16 @@ impl<'m> Run<'m> {
             Some(batch) => batch,
             None => self.sampler.batch(self.state.step, &mut self.state.cursor, &self.adapter)?,
         };
-        let payment = self.config.episode.payment(self.state.step);
-        let mut graded = grade(&groups, &payment, &self.credit)?;
+        let episode = &self.config.episode;
+        let payment = episode.payment(self.state.step);
+        let step = self.state.step;
+        let mut graded = match episode.kind {
+            Kind::Prco => {
+                let draw = |number| unit(seed(self.config.seed, step, number, usize::MAX));
+                prco::grade(&groups, &grading(episode), &self.credit, draw)?
+            }
+            _ => grade(&groups, &payment, &self.credit)?,
+        };
         if let Some(pull) = self.credit.kl_in_reward
             && !graded.samples.is_empty()
         {
@@ -197,8 +213,11 @@ impl<'m> Run<'m> {
         };
         let update = start.elapsed();
         *adapter = sampler.stage.policy.engine().publish(trainer.adapter());
+        if self.config.episode.kind == Kind::Prco {
+            sampler.stage.publish_reasoner(trainer.adapter());
+        }
         if let Some(pupil) = pupil {
-            pupil.publish(&mut sampler.stage);
+            sampler.stage.publish_reasoner(pupil.trainer.adapter());
         }
         state.skipped += u64::from(stats.is_empty());
         state.step = next;
@@ -279,10 +298,9 @@ impl Pupil {
                 Checkpoint::open(&folder)?.trainer(model.clone(), settings)?
             }
         };
-        let pupil = Pupil { trainer, learn: learn.clone() };
         stage.record = true;
-        pupil.publish(stage);
-        Ok(pupil)
+        stage.publish_reasoner(trainer.adapter());
+        Ok(Pupil { trainer, learn: learn.clone() })
     }
 
     fn step(&mut self, groups: &[Group], credit: &Credit) -> Result<()> {
@@ -292,23 +310,19 @@ impl Pupil {
         }
         Ok(())
     }
-
-    fn publish(&self, stage: &mut Stage<'_>) {
-        let Reasoner::Local(actor, adapter) = &mut stage.reasoner;
-        *adapter = Some(actor.engine().publish(self.trainer.adapter()));
-    }
 }
 
 impl Sampler<'_> {
     /// The batch of a step.
     fn batch(&mut self, step: u64, cursor: &mut Cursor, adapter: &Published) -> Result<Batch> {
         let problems = self.source.take(cursor, self.problems)?;
+        let rules = Rules { sees: self.episode.sees(step, self.steps), ..self.rules.clone() };
         let scenes: Vec<Scene<'_>> = problems
             .iter()
             .enumerate()
             .map(|(number, problem)| Scene {
                 problem,
-                trials: vec![Trial { rules: &self.rules, problem }],
+                trials: vec![Trial { rules: &rules, problem }; self.episode.trials()],
                 seeds: (0..self.group).map(|member| seed(self.seed, step, number, member)).collect(),
             })
             .collect();
@@ -316,6 +330,24 @@ impl Sampler<'_> {
         drop(scenes);
         Ok(Batch { problems, groups, spent, stale: false })
     }
+}
+
+/// The rules of a batch that is learned from. A Solver is not made to answer: those words would not be its own.
+fn learning(mut rules: Rules, config: &Config) -> Rules {
+    if config.episode.kind == Kind::Prco || config.reasoner.learn.is_some() {
+        rules.protocol.insist.clear();
+    }
+    rules
+}
+
+fn grading(episode: &EpisodeConfig) -> Grading {
+    let EpisodeConfig { lambda, leaks, shared, .. } = *episode;
+    Grading { lambda, leaks, shared }
+}
+
+/// A number from 0 up to 1, of a seed.
+fn unit(seed: u64) -> f64 {
+    (seed >> 11) as f64 / (1u64 << 53) as f64
 }
 
 /// The seed of a caption: a function of where it stands in the run.

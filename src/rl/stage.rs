@@ -10,6 +10,7 @@ use super::protocol::{Places, filled};
 use super::reply::Said;
 use crate::engine::{Completion, Finish, Input, Published, Sampling, Ticket};
 use crate::error::{Error, Result};
+use crate::model::Adapter;
 use crate::prompt::message::{Content, Message};
 use crate::task::data::Problem;
 use std::{
@@ -217,6 +218,12 @@ impl<'m> Stage<'m> {
             total: start.elapsed(),
         };
         Ok((batch.groups()?, spent))
+    }
+
+    /// Gives a reasoner in this process another adapter.
+    pub fn publish_reasoner(&mut self, adapter: Arc<Adapter>) {
+        let Reasoner::Local(actor, published) = &mut self.reasoner;
+        *published = Some(actor.engine().publish(adapter));
     }
 
     /// Asks for the captions of a scene.
