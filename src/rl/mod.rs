@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod reply;
+pub mod remote;
 pub mod decision;
 pub mod protocol;
 pub mod episode;
