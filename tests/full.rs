@@ -9,7 +9,7 @@ use pellucid::engine::Input;
 use pellucid::format::{Checkpoint, FileDtype, ModelConfig, ModelFolder};
 use pellucid::model::{Model, write_changed};
 use pellucid::prompt::message::Message;
-use pellucid::prompt::reader::{ImageOptions, Reader, Words};
+use pellucid::prompt::reader::{ImageOptions, ReadPrompt, Reader, Words};
 use pellucid::prompt::template::RenderOptions;
 use pellucid::tensor::{Dtype, Tensor};
 use pellucid::train::{FullTrainer, Learner, Lengths, Lesson, OptimiserSettings, Sample, pack};
@@ -110,6 +110,15 @@ fn what_was_changed_is_written_and_nothing_else() {
     assert!(contents(&to) == after, "a refusal leaves what was there");
 }
 
+/// Every token counts alike, and all of them 1.
+fn alike(mut lessons: Vec<Lesson>) -> Vec<Lesson> {
+    let tokens: usize = lessons.iter().map(|lesson| lesson.tokens.len()).sum();
+    for lesson in &mut lessons {
+        lesson.weights = vec![1.0 / tokens as f64; lesson.tokens.len()];
+    }
+    lessons
+}
+
 /// A trainer of a case's model, and the completions of its prompts.
 fn class(case: &Case, backend: Arc<dyn Backend>, tower: bool, budget: usize) -> (FullTrainer, Vec<Lesson>) {
     let model = Model::load(&case.model(), backend, None).unwrap();
@@ -119,9 +128,10 @@ fn class(case: &Case, backend: Arc<dyn Backend>, tower: bool, budget: usize) -> 
         let words = Words::Messages(Message::list_from_json(prompt.messages.clone()).unwrap());
         let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
         let read = reader.read(&words, &[], &images(), &options).unwrap();
-        Lesson { prompt: Arc::new(read), tokens: prompt.completion_ids.clone() }
+        let (prompt, tokens) = (Arc::new(read), prompt.completion_ids.clone());
+        Lesson { prompt, weights: vec![1.0; tokens.len()], tokens }
     });
-    let lessons = lessons.collect();
+    let lessons = alike(lessons.collect());
     let settings = OptimiserSettings {
         learning_rate: 5e-4,
         betas: [0.9, 0.99],
@@ -237,6 +247,7 @@ fn every_weight_agrees_with_central_differences() {
     lessons.retain(|lesson| !lesson.prompt.images.is_empty());
     lessons.truncate(1);
     lessons[0].tokens.truncate(4);
+    lessons = alike(lessons);
     trainer.differentiate(&lessons).unwrap();
     let slopes: Vec<(String, Vec<f64>)> =
         trainer.gradients().into_iter().map(|(name, gradient)| (name, gradient.to_f64())).collect();
@@ -246,7 +257,7 @@ fn every_weight_agrees_with_central_differences() {
         *weight = weight.copied(Dtype::F64).unwrap();
     }
     let mut model = Arc::new(model);
-    let Lesson { prompt, tokens } = &lessons[0];
+    let Lesson { prompt, tokens, .. } = &lessons[0];
     let lengths = Lengths { prompt: 0, prompt_tokens: prompt.prompt.tokens.len(), tokens: tokens.len() };
     let batch = pack(&[lengths], 4096).unwrap().remove(0);
     let tower_first = model.decoder.parameters().len();
@@ -274,6 +285,44 @@ fn every_weight_agrees_with_central_differences() {
         let far = (expected - slope[element]).abs();
         assert!(far <= 1e-5 * expected.abs() + 1e-7, "{name}[{element}]: {} for {expected}", slope[element]);
     }
+}
+
+/// Two answers in one lesson, what is between them only read, are learned as two lessons; and weights scale what is
+/// learned from each.
+#[test]
+fn what_counts_is_learned_by_its_weight() {
+    let case = Case::read("qwen2_5");
+    let (mut trainer, lessons) = class(&case, cpu(), true, 4096);
+    let Lesson { prompt, tokens, .. } = &lessons[0];
+    assert!(tokens.len() >= 6);
+    let mut longer = (**prompt).clone();
+    longer.prompt.tokens.extend(&tokens[..4]);
+    let lesson = |prompt: &Arc<ReadPrompt>, tokens: &[u32], weights: Vec<f64>| Lesson {
+        prompt: prompt.clone(),
+        tokens: tokens.to_vec(),
+        weights,
+    };
+    let rest = tokens.len() - 4;
+    let whole = [vec![0.5; 2], vec![0.0; 2], vec![0.25; rest]].concat();
+    let whole = [lesson(prompt, tokens, whole)];
+    let parts = [
+        lesson(prompt, &tokens[..2], vec![0.5; 2]),
+        lesson(&Arc::new(longer), &tokens[4..], vec![0.25; rest]),
+    ];
+    let mut found = [&whole[..], &parts[..]].map(|lessons| {
+        let stats = trainer.differentiate(lessons).unwrap();
+        assert_eq!(stats.tokens, tokens.len() - 2);
+        assert!((trainer.cross_entropy(lessons).unwrap() - stats.loss).abs() < 1e-9);
+        (stats.loss, gradients(&trainer))
+    });
+    assert!((found[0].0 - found[1].0).abs() < 1e-5, "{} {}", found[0].0, found[1].0);
+    let parted = std::mem::take(&mut found[1].1);
+    for (name, gradient) in &found[0].1 {
+        let off: Vec<f64> = gradient.iter().zip(&parted[name]).map(|(a, b)| a - b).collect();
+        assert!(norm(&off) < 1e-4 * norm(gradient) + 1e-7, "{name}: {:e}", norm(&off) / norm(gradient));
+    }
+    let odd = [lesson(prompt, tokens, vec![1.0; 2])];
+    assert!(trainer.supervise(&odd).unwrap_err().to_string().contains("lesson 0"));
 }
 
 /// A frozen tower stays as it is, and the decoder learns what it would have.

@@ -14,6 +14,7 @@ mod machine;
 mod memory;
 mod merge;
 mod model;
+mod pretrain;
 mod records;
 mod rollout;
 mod run;
@@ -53,6 +54,7 @@ enum Verb {
     Verify(verify::Arguments),
     Selftest(selftest::Arguments),
     Bench(bench::Arguments),
+    Pretrain(pretrain::Arguments),
 }
 
 /// Settings that every verb takes.
@@ -132,6 +134,7 @@ fn run(command_line: &CommandLine) -> Result<()> {
         Verb::Selftest(arguments) => selftest::run(arguments, global),
         Verb::Bench(arguments) => bench::run(arguments, global),
         Verb::Inspect(arguments) => inspect::run(arguments, global),
+        Verb::Pretrain(arguments) => pretrain::run(arguments, global),
     }
 }
 

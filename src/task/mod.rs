@@ -3,3 +3,4 @@
 pub mod verify;
 pub mod data;
 pub mod world;
+pub mod school;

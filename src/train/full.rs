@@ -1,9 +1,10 @@
 //! Every weight of a model trained, that of its image tower included: what pretrains tiny models.
 
-use super::learner::{Learner, Sample};
+use super::learner::{Learner, Reading, Sample};
+use super::objective::Aggregation;
 use super::optimiser::{Optimiser, OptimiserSettings, Update};
 use super::pack::Microbatch;
-use super::trainer::{CrossEntropy, Stats, Work, batches, cross_entropy};
+use super::trainer::{Loss, Stats, Work, batches};
 use crate::engine::{Input, patches};
 use crate::error::{Error, Result};
 use crate::model::{Gradients, Model, PatchedImage, TowerGradients};
@@ -20,6 +21,51 @@ pub struct Lesson {
     pub prompt: Arc<ReadPrompt>,
     /// Every token of it, the end token included if there was one.
     pub tokens: Vec<u32>,
+    /// What each token counts; one of weight 0 is read and not learned, as what a user says between two answers is.
+    pub weights: Vec<f64>,
+}
+
+/// The loss: −log p of each token times its weight, all of them added up.
+struct Weighted<'a>(&'a [Lesson]);
+
+impl Weighted<'_> {
+    fn of(&self, batch: &Microbatch, logp: &[Vec<f64>]) -> f64 {
+        let lesson = |(lesson, logp): (&Lesson, &Vec<f64>)| -> f64 {
+            lesson.weights.iter().zip(logp).map(|(weight, logp)| -weight * logp).sum()
+        };
+        self.0[batch.samples()].iter().zip(logp).map(lesson).sum()
+    }
+}
+
+impl Loss for Weighted<'_> {
+    fn aggregation(&self) -> Aggregation {
+        Aggregation::TokenMeanGlobal
+    }
+
+    fn temperature(&self) -> f32 {
+        1.0
+    }
+
+    /// Lessons bring their own weights.
+    fn slopes(
+        &self,
+        _: usize,
+        batch: &Microbatch,
+        _: &[f64],
+        reading: &Reading,
+        stats: &mut Stats,
+    ) -> Vec<Vec<f64>> {
+        stats.loss += self.of(batch, &reading.logp);
+        let lessons = &self.0[batch.samples()];
+        for (lesson, entropy) in lessons.iter().zip(&reading.entropy) {
+            let learned = lesson.weights.iter().zip(entropy).filter(|(weight, _)| **weight != 0.0);
+            for (_, entropy) in learned {
+                stats.tokens += 1;
+                stats.entropy += entropy;
+            }
+        }
+        lessons.iter().map(|lesson| lesson.weights.iter().map(|weight| -weight).collect()).collect()
+    }
 }
 
 /// Trains a model that it owns.
@@ -71,7 +117,7 @@ impl FullTrainer {
         self.learner.model()
     }
 
-    /// Moves the model towards completions, all alike: cross-entropy over their tokens.
+    /// Moves the model towards completions: cross-entropy over their tokens, by their weights.
     pub fn supervise(&mut self, lessons: &[Lesson]) -> Result<Stats> {
         let stats = self.differentiate(lessons)?;
         let backend = self.model().backend.clone();
@@ -84,7 +130,7 @@ impl FullTrainer {
         Ok(Stats { grad_norm, learning_rate, bad, ..stats })
     }
 
-    /// The loss of completions, all alike, and its gradient, without learning from it.
+    /// The loss of completions and its gradient, without learning from it.
     pub fn differentiate(&mut self, lessons: &[Lesson]) -> Result<Stats> {
         let samples = self.samples(lessons)?;
         let batches = batches(&samples, self.microbatch_tokens)?;
@@ -92,7 +138,8 @@ impl FullTrainer {
         let FullTrainer { learner, gradients, tower, .. } = self;
         gradients.clear(&*backend)?;
         tower.iter_mut().try_for_each(|tower| tower.clear(&*backend))?;
-        let work = Work { samples: &samples, batches: &batches, adapter: None, loss: &CrossEntropy };
+        let loss = &Weighted(lessons);
+        let work = Work { samples: &samples, batches: &batches, adapter: None, loss };
         work.gradient(learner, gradients, |learner, batch| match tower.as_mut() {
             Some(tower) => see(learner, lessons, batch, tower),
             None => Ok(()),
@@ -106,17 +153,26 @@ impl FullTrainer {
         self.model().parameters().into_iter().map(|(name, _)| name).zip(all).collect()
     }
 
-    /// Loss of completions, all alike, without learning from them.
+    /// Loss of completions, without learning from them.
     pub fn cross_entropy(&mut self, lessons: &[Lesson]) -> Result<f64> {
         let samples = self.samples(lessons)?;
         let batches = batches(&samples, self.microbatch_tokens)?;
-        cross_entropy(&mut self.learner, &samples, &batches, None)
+        let mut loss = 0.0;
+        for batch in &batches {
+            let reading = self.learner.read(&samples, batch, None, 1.0)?;
+            loss += Weighted(lessons).of(batch, &reading.logp);
+        }
+        Ok(loss)
     }
 
     /// Lessons with their pictures as the tower sees them now.
     fn samples(&self, lessons: &[Lesson]) -> Result<Vec<Sample>> {
         let mut samples: Vec<Sample> = Vec::with_capacity(lessons.len());
-        for (number, Lesson { prompt, tokens }) in lessons.iter().enumerate() {
+        for (number, Lesson { prompt, tokens, weights }) in lessons.iter().enumerate() {
+            if weights.len() != tokens.len() || weights.iter().any(|weight| !weight.is_finite()) {
+                let what = format!("lesson {number}: {weights:?} are no weights of {} tokens", tokens.len());
+                return Err(Error::caller(OP, what));
+            }
             let input = match number.checked_sub(1) {
                 Some(last) if Arc::ptr_eq(&lessons[last].prompt, prompt) => samples[last].input.clone(),
                 _ => Arc::new(Input::prepare(self.model(), prompt)?),

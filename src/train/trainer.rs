@@ -134,7 +134,13 @@ impl Trainer {
     /// Loss of completions, all alike, without learning from them.
     pub fn cross_entropy(&mut self, samples: &[Sample]) -> Result<f64> {
         let batches = batches(samples, self.settings.microbatch_tokens)?;
-        cross_entropy(&mut self.learner, samples, &batches, Some(&self.current))
+        let (mut sum, mut tokens) = (0.0, 0);
+        for batch in &batches {
+            let logp = self.learner.read(samples, batch, Some(&self.current), 1.0)?.logp.concat();
+            sum -= logp.iter().sum::<f64>();
+            tokens += logp.len();
+        }
+        Ok(sum / tokens.max(1) as f64)
     }
 
     /// Log-probs of completions by the model without its adapter, at the temperature they were drawn at: what a reward
@@ -239,22 +245,6 @@ impl Work<'_> {
     }
 }
 
-/// Mean loss of the tokens of completions.
-pub(super) fn cross_entropy(
-    learner: &mut Learner,
-    samples: &[Sample],
-    batches: &[Microbatch],
-    adapter: Option<&Adapter>,
-) -> Result<f64> {
-    let (mut sum, mut tokens) = (0.0, 0);
-    for batch in batches {
-        let logp = learner.read(samples, batch, adapter, 1.0)?.logp.concat();
-        sum -= logp.iter().sum::<f64>();
-        tokens += logp.len();
-    }
-    Ok(sum / tokens.max(1) as f64)
-}
-
 /// A loss by its slopes.
 pub(super) trait Loss {
     fn aggregation(&self) -> Aggregation;
@@ -271,7 +261,7 @@ pub(super) trait Loss {
 }
 
 /// −log p, every token alike.
-pub(super) struct CrossEntropy;
+struct CrossEntropy;
 
 impl Loss for CrossEntropy {
     fn aggregation(&self) -> Aggregation {

@@ -12,6 +12,10 @@ pub enum Purpose {
     Question = 2,
     /// What a caption says.
     Caption = 3,
+    /// What is taught.
+    Lesson = 4,
+    /// What a weight is before anything is learned.
+    Weight = 5,
 }
 
 /// A stream of draws.

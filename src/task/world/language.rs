@@ -56,15 +56,23 @@ struct Manner {
     asked: usize,
 }
 
+/// How often people say of a thing what is asked about it, in percent.
+pub const TOLD: usize = 35;
+
 /// A caption as people write them: two to four salient things, what is needed usually not among what is said.
 pub fn human_caption(scene: &Scene, question: &Question, chance: &mut Chance) -> String {
+    telling_caption(scene, question, TOLD, chance)
+}
+
+/// The same by people who say what is asked `told` times in a hundred.
+pub fn telling_caption(scene: &Scene, question: &Question, told: usize, chance: &mut Chance) -> String {
     let mut names: Vec<Name> = scene.objects.iter().map(|object| object.name).collect();
     chance.shuffle(&mut names);
     if chance.percent(50) {
         names.sort_by_key(|name| !question.names().contains(name)); // stable: the rest keeps its order
     }
     names.truncate(2 + chance.below(3));
-    let manner = Manner { number: 25, position: 35, asked: 35 };
+    let manner = Manner { number: 25, position: 35, asked: told };
     described(scene, question, &names, manner, chance)
 }
 
@@ -87,6 +95,28 @@ pub fn mixed_caption(scene: &Scene, question: &Question, chance: &mut Chance) ->
         asked: chance.one(&[20, 60, 100]),
     };
     described(scene, question, &names, manner, chance)
+}
+
+/// A caption beyond any budget: four things or more, and facts about most of them in any order.
+pub fn long_caption(scene: &Scene, chance: &mut Chance) -> String {
+    let mut names: Vec<Name> = scene.objects.iter().map(|object| object.name).collect();
+    chance.shuffle(&mut names);
+    names.truncate(4 + chance.below(names.len().max(4) - 3));
+    let (number, position) = (chance.one(&[50, 90]), chance.one(&[10, 50]));
+    let mut items = Vec::new();
+    for name in names {
+        let before = items.len();
+        for (attribute, percent) in [(Attribute::Number, number), (Attribute::Position, position)] {
+            if chance.percent(percent) {
+                items.extend(scene.fact(name, attribute).map(|fact| fact.to_string()));
+            }
+        }
+        if items.len() == before {
+            items.push(name.to_string());
+        }
+    }
+    chance.shuffle(&mut items);
+    list(&items)
 }
 
 /// Mentions objects with some of their facts, up to the one that would exceed the budget.

@@ -13,7 +13,8 @@ mod vocabulary;
 
 pub use chance::{Chance, Purpose};
 pub use language::{
-    CAPTION_BUDGET, Request, Verdict, facts, full_caption, human_caption, mixed_caption, restated,
+    CAPTION_BUDGET, Request, TOLD, Verdict, facts, full_caption, human_caption, long_caption, mixed_caption,
+    restated, telling_caption,
 };
 pub use picture::{Picture, SIDE};
 pub use question::{Attribute, Fact, Question, Value};
