@@ -16,3 +16,4 @@ pub mod cast;
 pub mod frozen;
 pub mod run;
 pub mod metrics;
+pub mod evaluation;

@@ -25,7 +25,7 @@ mod words;
 
 pub use gold::{Gold, InvalidGold};
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;
 
 /// What kind of answer is asked for.
@@ -160,8 +160,25 @@ impl Serialize for Verdict {
     }
 }
 
+impl<'de> Deserialize<'de> for Verdict {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Number(u8),
+            Word(String),
+        }
+        match Written::deserialize(deserializer)? {
+            Written::Number(1) => Ok(Verdict::Right),
+            Written::Number(0) => Ok(Verdict::Wrong),
+            Written::Word(word) if word == "invalid_gold" => Ok(Verdict::InvalidGold),
+            _ => Err(de::Error::custom("a verdict is 0, 1 or \"invalid_gold\"")),
+        }
+    }
+}
+
 /// What decided a verdict: a comparison, or what kept it from being made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[expect(missing_docs, reason = "most are the kinds of answers above")]
 pub enum Rule {
@@ -211,7 +228,7 @@ impl fmt::Display for Rule {
 }
 
 /// A graded response.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grade {
     /// Whether it is right.
     pub verdict: Verdict,
