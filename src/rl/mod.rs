@@ -17,3 +17,4 @@ pub mod frozen;
 pub mod run;
 pub mod metrics;
 pub mod evaluation;
+pub mod tensorboard;
