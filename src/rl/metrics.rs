@@ -13,6 +13,7 @@ pub fn metrics(step: &Step) -> Map<String, Value> {
     put("step", json!(step.step));
     rewards(step, &mut put);
     episodes(step, &mut put);
+    subjects(step, &mut put);
     captions(step, &mut put);
     updates(step, &mut put);
     let seconds = |time: std::time::Duration| json!(time.as_secs_f64());
@@ -53,6 +54,7 @@ fn episodes(step: &Step, put: &mut dyn FnMut(&str, Value)) {
     let outcomes: Vec<_> = members().flat_map(|member| member.outcomes.iter().flatten()).collect();
     let share = |count: usize| json!(count as f64 / outcomes.len().max(1) as f64);
     let asked = |n: usize| move |o: &&&super::episode::Outcome| o.exchanges.len() == n;
+    put("episodes", json!(outcomes.len()));
     put("single_pass", share(outcomes.iter().filter(asked(0)).filter(|o| o.right()).count()));
     put("accuracy", share(outcomes.iter().filter(|o| o.right()).count()));
     put("clarification_rate", share(outcomes.iter().filter(|o| !o.exchanges.is_empty()).count()));
@@ -74,6 +76,24 @@ fn episodes(step: &Step, put: &mut dyn FnMut(&str, Value)) {
     }
     for (name, count) in counted {
         put(&format!("count/{name}"), json!(count));
+    }
+}
+
+/// By what problems are about: a type of question may go its own way.
+fn subjects(step: &Step, put: &mut dyn FnMut(&str, Value)) {
+    let mut subjects: BTreeMap<&str, (usize, usize, usize)> = BTreeMap::new();
+    for (problem, group) in step.problems.iter().zip(&step.groups) {
+        let Some(subject) = &problem.subject else { continue };
+        let (all, asked, right) = subjects.entry(subject).or_default();
+        for outcome in group.members.iter().flat_map(|member| member.outcomes.iter().flatten()) {
+            *all += 1;
+            *asked += usize::from(!outcome.exchanges.is_empty());
+            *right += usize::from(outcome.right());
+        }
+    }
+    for (subject, (all, asked, right)) in subjects.into_iter().filter(|(_, counts)| counts.0 > 0) {
+        put(&format!("clarification_rate/{subject}"), json!(asked as f64 / all as f64));
+        put(&format!("accuracy/{subject}"), json!(right as f64 / all as f64));
     }
 }
 

@@ -18,3 +18,4 @@ pub mod run;
 pub mod metrics;
 pub mod evaluation;
 pub mod tensorboard;
+pub mod alarms;
