@@ -19,3 +19,4 @@ pub mod metrics;
 pub mod evaluation;
 pub mod tensorboard;
 pub mod alarms;
+pub mod report;
