@@ -5,6 +5,7 @@
 //! and exits with 1; a command line that makes no sense exits with 2. A reader that hangs up is no failure.
 
 mod bench;
+mod demo;
 mod device;
 mod doctor;
 mod generate;
@@ -15,6 +16,7 @@ mod memory;
 mod merge;
 mod model;
 mod pretrain;
+mod picture;
 mod records;
 mod rollout;
 mod run;
@@ -48,6 +50,7 @@ enum Verb {
     Generate(generate::Arguments),
     Rollout(rollout::Arguments),
     Score(score::Arguments),
+    Demo(demo::Arguments),
     Train(train::Arguments),
     Sft(sft::Arguments),
     Merge(merge::Arguments),
@@ -127,6 +130,7 @@ fn run(command_line: &CommandLine) -> Result<()> {
         Verb::Generate(arguments) => generate::run(arguments, global),
         Verb::Rollout(arguments) => rollout::run(arguments, global),
         Verb::Score(arguments) => score::run(arguments, global),
+        Verb::Demo(arguments) => demo::run(arguments, global),
         Verb::Train(arguments) => train::run(arguments, global),
         Verb::Sft(arguments) => sft::run(arguments, global),
         Verb::Merge(arguments) => merge::run(arguments, global),

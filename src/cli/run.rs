@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use pellucid::rl::config::Config;
 use pellucid::train::{Checkpoint, Stats};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::{
     fs::{self, File, OpenOptions},
     io::Write,
@@ -48,6 +48,18 @@ impl Folder {
     /// Adds a line to the metrics.
     pub(crate) fn log(&self, line: &Value) -> Result<()> {
         self.append(METRICS, std::slice::from_ref(line))
+    }
+
+    /// Every line of the metrics so far.
+    pub(crate) fn metrics(&self) -> Result<Vec<Map<String, Value>>> {
+        let path = self.out.join(METRICS);
+        if !path.exists() {
+            return Ok(Vec::new());
+        }
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let line =
+            |line| serde_json::from_str(line).with_context(|| format!("{} is damaged", path.display()));
+        text.lines().map(line).collect()
     }
 
     /// Adds lines to the samples.

@@ -5,15 +5,22 @@ use super::memory::{free_memory, run_lines};
 use super::run::Folder;
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use pellucid::rl::alarms::of_training;
 use pellucid::rl::cast::Cast;
 use pellucid::rl::config::Config;
 use pellucid::rl::metrics::{metrics, samples};
+use pellucid::rl::report::write;
 use pellucid::rl::run::{Run, Step};
-use pellucid::task::data::Fault;
+use pellucid::rl::source::Source;
+use pellucid::rl::tensorboard::EventWriter;
+use pellucid::task::data::{Fault, Problem};
+use pellucid::task::verify::Policy;
 use serde_json::{Value, json};
 use std::{
+    collections::BTreeSet,
     io::{IsTerminal, Write},
     path::PathBuf,
+    sync::Arc,
 };
 
 /// Train a captioner by reinforcement: AC-RL, binary rewards and others
@@ -59,6 +66,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     let (mut run, faults) = Run::begin(&cast, &config, &memory, folder.checkpoint.as_ref())?;
     remark(&faults, global);
     let last = steps(&mut run, &folder, global)?;
+    write(&config.run.out)?;
     let out = config.run.out.join(format!("checkpoint-{}", run.state().step));
     if global.json {
         let summary = json!({"step": run.state().step, "checkpoint": out, "last": last});
@@ -77,21 +85,67 @@ pub(super) fn steps(run: &mut Run<'_>, folder: &Folder, global: &Global) -> Resu
     let style = ProgressStyle::with_template("{bar:24} step {pos}/{len}  {msg}  {elapsed}, {eta} left")?;
     let bar = ProgressBar::with_draw_target(Some(config.run.steps), target).with_style(style);
     bar.set_position(run.state().step);
-    let mut last = None;
+    let held_out = held_out(&config)?;
+    let mut events = EventWriter::create(&config.run.out, run.state().step)?;
+    let mut lines = folder.metrics()?;
+    let mut raised = BTreeSet::new();
+    if run.state().step == 0 {
+        measure(run, &held_out)?;
+    }
     while run.state().step < config.run.steps {
         let step = run.step()?;
         bar.set_message(summary(&step));
         bar.set_position(step.step);
-        let line = Value::Object(metrics(&step));
-        folder.log(&line)?;
+        let line = metrics(&step);
+        events.scalars(
+            step.step,
+            line.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_f64()?))),
+        )?;
+        folder.log(&Value::Object(line.clone()))?;
         folder.log_samples(&samples(&step))?;
-        if step.step % config.run.save_every == 0 || step.step == config.run.steps {
+        lines.push(line);
+        // Alarms look at the first steps and the last; a long run keeps no more of its lines.
+        if lines.len() > KEPT {
+            lines.remove(KEPT / 2);
+        }
+        for alarm in of_training(&lines) {
+            if raised.insert(alarm.name) && !global.quiet {
+                bar.suspend(|| eprintln!("step {}: {alarm}", step.step));
+            }
+        }
+        let last = step.step == config.run.steps;
+        if step.step.is_multiple_of(config.run.save_every) || last {
             run.save()?;
         }
-        last = Some(line);
+        if config.run.eval_every > 0 && (step.step.is_multiple_of(config.run.eval_every) || last) {
+            measure(run, &held_out)?;
+        }
     }
     bar.finish_and_clear();
-    Ok(last)
+    Ok(lines.pop().map(Value::Object))
+}
+
+/// Lines of metrics that are kept for alarms.
+const KEPT: usize = 128;
+
+/// What a run is measured by, if it is.
+fn held_out(config: &Config) -> Result<Vec<Arc<Problem>>> {
+    match (&config.data.eval, config.run.eval_every) {
+        (Some(path), 1..) => {
+            Ok(Source::held_out(path, &config.layout()?, &Policy::default(), config.data.eval_limit)?.0)
+        }
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// Measures the captioner as it is, by greedy captions.
+fn measure(run: &mut Run<'_>, problems: &[Arc<Problem>]) -> Result<()> {
+    if !problems.is_empty() {
+        let requests = run.config().episode.requests();
+        let evaluation = run.evaluate(problems, 0.0, requests, |_| {})?;
+        evaluation.save(&run.config().run.out)?;
+    }
+    Ok(())
 }
 
 /// A step in a few words.

@@ -3,7 +3,8 @@
 use super::actor::{Actor, Player};
 use super::config::Config;
 use super::episode::Rules;
-use super::parts::{BASE, Kind};
+use super::parts::{BASE, Kind, ReasonerConfig};
+use super::remote::Remote;
 use super::stage::{Reasoner, Stage};
 use crate::backend::Backend;
 use crate::engine::{Limits, Sampling};
@@ -39,7 +40,7 @@ impl Cast {
         let other = |name: &str| name != BASE && !is_adapter(name);
         Ok(Cast {
             policy: open(&config.captioner.model, images)?,
-            reasoner: match &config.reasoner.model {
+            reasoner: match config.reasoner.local() {
                 Some(name) => Some(open(name, ImageOptions::default())?),
                 None => None,
             },
@@ -106,40 +107,22 @@ impl Cast {
             let pages = memory.pages(name)?;
             Actor::new(player, Limits { pages, tokens: run.pass_tokens, sequences: run.sequences }, sampling)
         };
-        let greedy = |max_tokens, temperature, top_p| Sampling {
-            max_tokens,
-            temperature,
-            top_p,
-            ..Sampling::default()
-        };
-        let clarifying = greedy(config.reference.max_tokens, config.reference.temperature, 1.0);
+        let clarifying = drawn(config.reference.max_tokens, config.reference.temperature, 1.0);
         let mut policy = actor(&self.policy, "captioner", captioning(config))?;
-        let said = &config.reasoner;
-        let answering = greedy(said.max_tokens, said.temperature, said.top_p);
-        let (player, answering) = match (&self.reasoner, config.episode.kind) {
-            // The policy in its other role.
-            (None, Kind::Prco) => (
-                &self.policy,
-                Sampling { temperature: config.captioner.temperature, top_p: 1.0, ..answering },
-            ),
-            (Some(_), Kind::Prco) => {
-                let what =
-                    "reasoner.model is given, but in PRCO the captioner itself is the Solver; leave it out";
-                return Err(Error::caller("config", what));
+        let reasoner = match config.reasoner.remote()? {
+            Some(settings) => Reasoner::Remote(Box::new(Remote::new(settings)?)),
+            None => {
+                let (player, sampling) = self.answering(config)?;
+                let mut actor = actor(player, "reasoner", sampling)?;
+                let adapter = match &config.reasoner.adapter {
+                    Some(folder) => {
+                        let adapter = Arc::new(player.model.adapter(&AdapterFile::open(folder)?)?);
+                        Some(actor.engine().publish(adapter))
+                    }
+                    None => None,
+                };
+                Reasoner::Local(Box::new(actor), adapter)
             }
-            (Some(player), _) => (player, answering),
-            (None, _) => {
-                let what = "no reasoner; give reasoner.model, a text model that answers from captions";
-                return Err(Error::caller("config", what));
-            }
-        };
-        let mut reasoner = actor(player, "reasoner", answering)?;
-        let reasons_with = match &said.adapter {
-            Some(folder) => {
-                let adapter = Arc::new(player.model.adapter(&AdapterFile::open(folder)?)?);
-                Some(reasoner.engine().publish(adapter))
-            }
-            None => None,
         };
         let name = &config.reference.clarifier;
         let clarifier_adapter = if name != BASE && self.clarifier.is_none() {
@@ -156,11 +139,38 @@ impl Cast {
             policy,
             clarifier_adapter,
             clarifying,
-            reasoner: Reasoner::Local(Box::new(reasoner), reasons_with),
+            reasoner,
             fail_truncated: config.episode.fail_truncated,
             record: config.episode.kind == Kind::Prco,
         })
     }
+}
+
+impl Cast {
+    /// Who answers in this process, and how answers are drawn.
+    fn answering(&self, config: &Config) -> Result<(&Player, Sampling)> {
+        let ReasonerConfig { max_tokens, temperature, top_p, .. } = config.reasoner;
+        let answering = drawn(max_tokens, temperature, top_p);
+        match (&self.reasoner, config.episode.kind) {
+            // The policy in its other role.
+            (None, Kind::Prco) => Ok((&self.policy, drawn(max_tokens, config.captioner.temperature, 1.0))),
+            (Some(_), Kind::Prco) => {
+                let what =
+                    "reasoner.model is given, but in PRCO the captioner itself is the Solver; leave it out";
+                Err(Error::caller("config", what))
+            }
+            (Some(player), _) => Ok((player, answering)),
+            (None, _) => {
+                let what = "no reasoner; give reasoner.model, a text model that answers from captions, or the \
+                    reasoner.url of a server";
+                Err(Error::caller("config", what))
+            }
+        }
+    }
+}
+
+fn drawn(max_tokens: usize, temperature: f32, top_p: f32) -> Sampling {
+    Sampling { max_tokens, temperature, top_p, ..Sampling::default() }
 }
 
 /// Bytes, by who needs them.

@@ -43,9 +43,8 @@ fn all(stage: &mut Stage<'_>) -> Result<Vec<(&'static str, Completion)>> {
     let adapter = stage.clarifier_adapter.clone();
     let clarifier = stage.clarifier.as_mut().unwrap_or(&mut stage.policy);
     let mut said = vec![("clarifier", one(clarifier, adapter.as_ref())?)];
-    // A reasoner that learns may change, between steps.
-    let Reasoner::Local(reasoner, adapter) = &mut stage.reasoner;
-    if !stage.record {
+    // A reasoner that learns may change between steps, and a server is beyond us.
+    if let (Reasoner::Local(reasoner, adapter), false) = (&mut stage.reasoner, stage.record) {
         said.push(("reasoner", one(reasoner, adapter.as_ref())?));
     }
     Ok(said)

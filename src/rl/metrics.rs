@@ -16,6 +16,11 @@ pub fn metrics(step: &Step) -> Map<String, Value> {
     subjects(step, &mut put);
     captions(step, &mut put);
     updates(step, &mut put);
+    if let Some(Value::Object(counters)) =
+        step.remote.as_ref().and_then(|remote| serde_json::to_value(remote).ok())
+    {
+        counters.into_iter().for_each(|(name, count)| put(&format!("server/{name}"), count));
+    }
     let seconds = |time: std::time::Duration| json!(time.as_secs_f64());
     put("time/rollout", seconds(step.spent.total));
     put("time/captions", seconds(step.spent.captions));
@@ -62,6 +67,8 @@ fn episodes(step: &Step, put: &mut dyn FnMut(&str, Value)) {
         let earned = outcomes.iter().filter(asked(requests)).filter(|o| o.right()).count();
         put(&format!("tier/after_{requests}"), share(earned));
     }
+    put("episodes", json!(outcomes.len()));
+    kinds(step, put);
     let calls: usize = outcomes.iter().map(|o| o.calls).sum();
     let tokens: usize = outcomes.iter().map(|o| o.tokens).sum();
     put("reasoner/calls", json!(calls));
@@ -96,6 +103,29 @@ fn subjects(step: &Step, put: &mut dyn FnMut(&str, Value)) {
         put(&format!("accuracy/{subject}"), json!(right as f64 / all as f64));
     }
 }
+
+/// The same for each kind of problem, where they have one.
+fn kinds(step: &Step, put: &mut dyn FnMut(&str, Value)) {
+    let mut kinds: BTreeMap<&str, [usize; 3]> = BTreeMap::new();
+    for (problem, group) in step.problems.iter().zip(&step.groups) {
+        let Some(kind) = &problem.subject else { continue };
+        let counts = kinds.entry(kind).or_default();
+        for outcome in group.members.iter().flat_map(|member| member.outcomes.iter().flatten()) {
+            counts[0] += 1;
+            counts[1] += usize::from(!outcome.exchanges.is_empty());
+            counts[2] += usize::from(outcome.right());
+        }
+    }
+    // A run over very many kinds would say more about them than about itself.
+    for (kind, [count, asked, right]) in kinds.into_iter().take(MOST_KINDS) {
+        let share = |part: usize| json!(part as f64 / count.max(1) as f64);
+        put(&format!("clarification_rate/{kind}"), share(asked));
+        put(&format!("accuracy/{kind}"), share(right));
+    }
+}
+
+/// Kinds of problems that get numbers of their own.
+const MOST_KINDS: usize = 32;
 
 fn captions(step: &Step, put: &mut dyn FnMut(&str, Value)) {
     let all = || step.groups.iter().flat_map(|group| &group.members).map(|member| &member.caption);

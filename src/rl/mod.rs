@@ -17,6 +17,7 @@ pub mod frozen;
 pub mod run;
 pub mod metrics;
 pub mod evaluation;
+pub mod evaluate;
 pub mod tensorboard;
 pub mod alarms;
 pub mod report;

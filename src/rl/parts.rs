@@ -2,6 +2,7 @@
 
 use super::config::LoraConfig;
 use super::protocol::{Protocol, Wire};
+use super::remote::settings::{RemoteSettings, ServerConfig};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -12,8 +13,14 @@ const OP: &str = "config";
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReasonerConfig {
-    /// A folder, a built-in model, or a hub id in the offline cache.
+    /// A folder, a built-in model, or a hub id in the offline cache; of a server, the name of its model.
     pub model: Option<String>,
+    /// Where a server is that reasons: OpenAI-compatible, with or without `/v1`.
+    pub url: Option<String>,
+    /// The environment variable that holds the server's key.
+    pub api_key_env: Option<String>,
+    /// How a server is asked.
+    pub server: ServerConfig,
     /// An adapter it reasons with.
     pub adapter: Option<PathBuf>,
     /// The most tokens of one reply.
@@ -32,6 +39,9 @@ impl Default for ReasonerConfig {
     fn default() -> Self {
         ReasonerConfig {
             model: None,
+            url: None,
+            api_key_env: None,
+            server: ServerConfig::default(),
             adapter: None,
             max_tokens: 4096,
             temperature: 0.0,
@@ -278,9 +288,34 @@ impl Default for Prompts {
 }
 
 impl ReasonerConfig {
-    /// Refuses a reasoner that could not learn.
+    /// Whether it runs in this process.
+    pub fn local(&self) -> Option<&str> {
+        self.model.as_deref().filter(|_| self.url.is_none())
+    }
+
+    /// How its server is asked, if it has one.
+    pub fn remote(&self) -> Result<Option<RemoteSettings>> {
+        let Some(url) = &self.url else { return Ok(None) };
+        Ok(Some(RemoteSettings {
+            model: self.model.clone(),
+            api_key_env: self.api_key_env.clone(),
+            max_tokens: self.max_tokens,
+            temperature: self.temperature.into(),
+            top_p: (self.top_p < 1.0).then_some(self.top_p.into()),
+            ..self.server.settings(url)?
+        }))
+    }
+
+    /// Refuses what contradicts itself, and a reasoner that could not learn.
     pub fn check(&self) -> Result<()> {
         let refuse = |what: &str| Err(Error::caller(OP, what));
+        if self.url.is_some() && self.adapter.is_some() {
+            return refuse("reasoner.adapter is for a model in this process; a server has its own");
+        }
+        if self.url.is_some() && self.learn.is_some() {
+            return refuse("reasoner.learn is for a model in this process, not for a server");
+        }
+        self.remote()?;
         let Some(learn) = &self.learn else { return Ok(()) };
         if self.temperature <= 0.0 {
             return refuse(

@@ -8,6 +8,7 @@ use super::episode::Rules;
 use super::frozen::Frozen;
 use super::parts::{EpisodeConfig, Kind, Learn};
 use super::prco::{self, Grading};
+use super::remote::RemoteCounters;
 use super::source::Source;
 use super::stage::{Group, Scene, Spent, Stage, Trial};
 use crate::backend::philox::philox;
@@ -104,6 +105,8 @@ pub struct Step {
     pub update: Duration,
     /// Whether the captions are those of the adapter of one update ago.
     pub stale: bool,
+    /// What has happened so far between the run and a server that reasons.
+    pub remote: Option<RemoteCounters>,
 }
 
 impl<'m> Run<'m> {
@@ -221,7 +224,8 @@ impl<'m> Run<'m> {
         }
         state.skipped += u64::from(stats.is_empty());
         state.step = next;
-        Ok(Step { step: next, problems, groups, graded, payment, stats, spent, update, stale })
+        let remote = sampler.stage.remote();
+        Ok(Step { step: next, problems, groups, graded, payment, stats, spent, update, stale, remote })
     }
 
     /// Problems captioned once each, drawn as `sampling` says, and what becomes of the captions under several rules. The

@@ -7,6 +7,7 @@
 use super::actor::Actor;
 use super::episode::{Episode, Failure, Next, Outcome, Rules};
 use super::protocol::{Places, filled};
+use super::remote::{Remote, RemoteCounters};
 use super::reply::Said;
 use crate::engine::{Completion, Finish, Input, Published, Sampling, Ticket};
 use crate::error::{Error, Result};
@@ -27,6 +28,8 @@ const OP: &str = "rollout";
 pub enum Reasoner<'m> {
     /// A model in this process, with an adapter if one is trained.
     Local(Box<Actor<'m>>, Option<Published>),
+    /// A server.
+    Remote(Box<Remote>),
 }
 
 /// Everybody who plays.
@@ -179,6 +182,7 @@ impl<'m> Stage<'m> {
         adapter: Option<&Published>,
     ) -> Result<(Vec<Group>, Spent)> {
         let start = Instant::now();
+        let mut waited = Duration::ZERO;
         let mut batch = Batch {
             scenes,
             sampling,
@@ -199,18 +203,35 @@ impl<'m> Stage<'m> {
             } else if let Some(clarifier) = self.clarifier.as_mut().filter(|actor| !actor.is_idle()) {
                 let finished = clarifier.speak()?;
                 self.heard(&mut batch, Role::Clarifier, finished)?;
-            } else {
-                let Reasoner::Local(actor, _) = &mut self.reasoner;
+            } else if let Reasoner::Local(actor, _) = &mut self.reasoner {
                 if actor.is_idle() {
                     return Err(Error::internal(OP, format!("{} episodes wait for nobody", batch.left)));
                 }
-                // The whole batch reasons together: captions are all there.
+                // The whole batch reasons together: its captions are all there.
                 let finished = actor.speak()?;
                 self.heard(&mut batch, Role::Reasoner, finished)?;
             }
+            // Take what a server has sent; wait for it if nobody here has anything to say.
+            while let Reasoner::Remote(remote) = &mut self.reasoner {
+                let idle = self.policy.is_idle() && self.clarifier.as_ref().is_none_or(Actor::is_idle);
+                let asked = Instant::now();
+                let reply = remote.receive(idle && batch.left > 0)?;
+                waited += asked.elapsed();
+                match reply {
+                    None if idle && batch.left > 0 => {
+                        return Err(Error::internal(OP, format!("{} episodes wait for nobody", batch.left)));
+                    }
+                    None => break,
+                    Some((episode, Ok(said))) => self.go_on(&mut batch, episode as usize, &said)?,
+                    // The remote has counted it. There is nothing to grade.
+                    Some((episode, Err(_))) => batch.end(episode as usize, None),
+                }
+            }
         }
-        let Reasoner::Local(actor, _) = &mut self.reasoner;
-        let reasoning = actor.take_spent();
+        let reasoning = match &mut self.reasoner {
+            Reasoner::Local(actor, _) => actor.take_spent(),
+            Reasoner::Remote(_) => waited,
+        };
         let spent = Spent {
             captions: self.policy.take_spent(),
             clarifications: self.clarifier.as_mut().map_or(Duration::ZERO, Actor::take_spent),
@@ -220,10 +241,19 @@ impl<'m> Stage<'m> {
         Ok((batch.groups()?, spent))
     }
 
+    /// What has happened between us and a server.
+    pub fn remote(&self) -> Option<RemoteCounters> {
+        match &self.reasoner {
+            Reasoner::Remote(remote) => Some(remote.counters()),
+            Reasoner::Local(..) => None,
+        }
+    }
+
     /// Gives a reasoner in this process another adapter.
     pub fn publish_reasoner(&mut self, adapter: Arc<Adapter>) {
-        let Reasoner::Local(actor, published) = &mut self.reasoner;
-        *published = Some(actor.engine().publish(adapter));
+        if let Reasoner::Local(actor, published) = &mut self.reasoner {
+            *published = Some(actor.engine().publish(adapter));
+        }
     }
 
     /// Asks for the captions of a scene.
@@ -371,7 +401,16 @@ impl<'m> Stage<'m> {
                 let said = batch.ask(actor, key, input, &self.clarifying, adapter, at)?;
                 said.map_or(Ok(()), |said| self.go_on(batch, at, &said))
             }
-            Next::Reason { messages, prefix } => match &mut self.reasoner {
+            Next::Reason { mut messages, prefix } => match &mut self.reasoner {
+                Reasoner::Remote(remote) => {
+                    if !prefix.is_empty() {
+                        messages.push(Message::text("assistant", prefix));
+                    }
+                    let Running { scene, member, .. } = batch.running[at];
+                    // Servers take seeds of 63 bits. Where nothing is drawn all may share a reply.
+                    let seed = if remote.draws() { batch.scenes[scene].seeds[member] >> 1 } else { 0 };
+                    remote.ask(at as u64, &messages, seed)
+                }
                 Reasoner::Local(actor, adapter) => {
                     let input = actor.input(&seen(&batch.running[at], &messages), &prefix)?;
                     let key = (Role::Reasoner, 0, input.tokens().to_vec());

@@ -130,6 +130,11 @@ impl Remote {
         &self.model
     }
 
+    /// Whether chance plays a part in its replies: where it does not, the seed says nothing.
+    pub fn draws(&self) -> bool {
+        self.shared.settings.temperature > 0.0
+    }
+
     /// Asks without waiting; `key` comes back with what becomes of it. A last message of the assistant's is gone on with.
     pub fn ask(&mut self, key: u64, messages: &[Message], seed: u64) -> Result<()> {
         let question = Question::new(&self.shared.settings, &self.model, messages, seed)?;

@@ -1,0 +1,237 @@
+//! `pellucid demo`: the built-in world end to end, on this machine, with nothing to download.
+
+use super::Global;
+use super::memory::{free_memory, run_lines};
+use super::picture::{lines, wrapped};
+use super::run::Folder;
+use super::train::steps;
+use anyhow::Result;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use pellucid::rl::cast::Cast;
+use pellucid::rl::config::Config;
+use pellucid::rl::evaluation::{Evaluation, Item, Rate};
+use pellucid::rl::run::Run;
+use pellucid::rl::source::Source;
+use pellucid::task::data::Problem;
+use pellucid::task::verify::Policy;
+use pellucid::task::world::{Example, HELD_OUT, Picture, SIDE, facts};
+use serde_json::{Value, json};
+use std::{
+    fmt::Write as _,
+    io::{IsTerminal, Write},
+    path::PathBuf,
+    sync::Arc,
+    time::Instant,
+};
+
+const RECIPE: &str = include_str!("../../assets/demo.toml");
+
+/// Watch a captioner learn what a reasoner needs to know, in a world of labelled shapes, in two minutes
+///
+/// A small vision-language model describes pictures to a reasoner that cannot see them. At first the reasoner has to
+/// ask for what is missing; by reinforcement the captioner learns to say it at once. The run's folder gets report.html.
+///
+/// Example: pellucid demo --steps 60 --out runs/demo
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Arguments {
+    /// Steps to take [default: the recipe's]
+    #[arg(long, value_name = "N")]
+    steps: Option<u64>,
+
+    /// The run's folder [default: a new one under runs/]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+
+    /// Problems to measure by
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    held_out: usize,
+
+    /// Changes to the recipe: key=value, with dotted keys
+    #[arg(value_name = "KEY=VALUE")]
+    changes: Vec<String>,
+}
+
+/// The captioner measured: captions drawn, and captions without chance.
+struct Measured {
+    drawn: Evaluation,
+    greedy: Evaluation,
+}
+
+impl Measured {
+    fn json(&self, problems: &[Arc<Problem>]) -> Value {
+        json!({
+            "drawn": self.drawn.summary(),
+            "greedy": self.greedy.summary(),
+            "false_facts": false_facts(problems, &self.drawn),
+        })
+    }
+}
+
+/// The share of false ones among the facts that captions state.
+fn false_facts(problems: &[Arc<Problem>], evaluation: &Evaluation) -> f64 {
+    let (mut stated, mut wrong) = (0usize, 0usize);
+    for (problem, item) in problems.iter().zip(&evaluation.items) {
+        let scene = Example::new(HELD_OUT, problem.place.row).scene;
+        for fact in facts(&item.caption) {
+            stated += 1;
+            wrong += usize::from(scene.fact(fact.name, fact.value.attribute()) != Some(fact));
+        }
+    }
+    wrong as f64 / stated.max(1) as f64
+}
+
+pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
+    let start = Instant::now();
+    let out = arguments.out.clone().unwrap_or_else(fresh_folder);
+    let mut changes = vec![format!("seed={}", global.seed), format!("run.out={}", toml_text(&out))];
+    changes.extend(arguments.steps.map(|steps| format!("run.steps={steps}")));
+    changes.extend(arguments.changes.iter().cloned());
+    let mut config = Config::parse(RECIPE, &changes)?;
+    config.run.save_every = config.run.steps;
+    let backend = global.device.open(global.threads)?;
+    let cast = Cast::open(&config, &backend)?;
+    let memory = cast.memory(&config, free_memory(&*backend)?)?;
+    if !global.quiet {
+        eprintln!("{}", run_lines(&memory).join("\n"));
+    }
+    let folder = Folder::open(&config, None)?;
+    let (mut run, _) = Run::begin(&cast, &config, &memory, None)?;
+    let held_out = config.data.eval.clone().unwrap_or_else(|| config.data.train.clone());
+    let (problems, _) =
+        Source::held_out(&held_out, &config.layout()?, &Policy::default(), Some(arguments.held_out))?;
+
+    let before = measure(&mut run, &problems, "before", global)?;
+    let begun = Instant::now();
+    let last = steps(&mut run, &folder, global)?;
+    let training = begun.elapsed();
+    let after = measure(&mut run, &problems, "after", global)?;
+    for evaluation in [&before.drawn, &before.greedy, &after.drawn, &after.greedy] {
+        evaluation.save(&config.run.out)?;
+    }
+    let report = pellucid::rl::report::write(&config.run.out)?;
+
+    if global.json {
+        let summary = json!({
+            "steps": run.state().step,
+            "seconds": start.elapsed().as_secs_f64(),
+            "training_seconds": training.as_secs_f64(),
+            "before": before.json(&problems),
+            "after": after.json(&problems),
+            "last": last,
+            "report": report,
+        });
+        writeln!(std::io::stdout(), "{summary}")?;
+        return Ok(());
+    }
+    let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let mut text = String::new();
+    for at in telling(&before.greedy, &after.greedy) {
+        text.push_str(&example(&problems[at], &before.greedy.items[at], &after.greedy.items[at], colours));
+    }
+    text.push_str(&table(&before, &after, problems.len()));
+    let _ = write!(
+        text,
+        "\n{} steps of 256 captions in {:.0} s, all in {:.0} s. A small world makes a large effect: the captioner sees\n\
+         everything from the start and has only to learn what to mention. Curves, examples and intervals:\n{}\n",
+        run.state().step,
+        training.as_secs_f64(),
+        start.elapsed().as_secs_f64(),
+        report.display()
+    );
+    write!(std::io::stdout(), "{text}")?;
+    Ok(())
+}
+
+fn measure(run: &mut Run<'_>, problems: &[Arc<Problem>], when: &str, global: &Global) -> Result<Measured> {
+    let hidden = global.quiet || !std::io::stderr().is_terminal();
+    let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+    let style = ProgressStyle::with_template("{bar:24} {pos}/{len} held-out problems, {msg}  {elapsed}")?;
+    let bar = ProgressBar::with_draw_target(Some(2 * problems.len() as u64), target).with_style(style);
+    bar.set_message(when.to_owned());
+    let drawn = run.evaluate(problems, 1.0, 1, |done| bar.set_position(done as u64))?;
+    let greedy = run.evaluate(problems, 0.0, 1, |done| bar.set_position((problems.len() + done) as u64))?;
+    bar.finish_and_clear();
+    Ok(Measured { drawn, greedy })
+}
+
+/// Three problems that tell what was learned: of as many kinds as there are, asked about before and answered after.
+fn telling(before: &Evaluation, after: &Evaluation) -> Vec<usize> {
+    let learned = |at: &usize| {
+        before.items[*at].first_pass_right() == Some(false)
+            && after.items[*at].first_pass_right() == Some(true)
+    };
+    let mut chosen: Vec<usize> = Vec::new();
+    let count = before.items.len().min(after.items.len());
+    for at in (0..count).filter(learned) {
+        let new = |other: &usize| before.items[*other].subject != before.items[at].subject;
+        if chosen.len() < 3 && chosen.iter().all(new) {
+            chosen.push(at);
+        }
+    }
+    chosen
+}
+
+/// A picture with what was said of it.
+fn example(problem: &Problem, before: &Item, after: &Item, colours: bool) -> String {
+    const WIDTH: usize = 52;
+    let mut words = wrapped(&format!("{} ({})", problem.question, problem.answer), WIDTH);
+    for (when, item) in [("before", before), ("after", after)] {
+        words.push(String::new());
+        words.extend(wrapped(&format!("{when}: {}", item.caption), WIDTH));
+        let Some(clarified) = &item.clarified else { continue };
+        for turn in &clarified.turns {
+            words.extend(wrapped(&format!("  asked: {}", turn.request), WIDTH));
+            words.extend(wrapped(&format!("  told: {}", turn.reply), WIDTH));
+        }
+        let verdict = if clarified.answer.right() { "right" } else { "wrong" };
+        let answer = clarified.answer.grade.extracted.as_deref().unwrap_or("nothing");
+        words.push(format!("  answer: {answer}, {verdict}"));
+    }
+    if !colours {
+        return words.join("\n") + "\n\n";
+    }
+    let picture = Picture::draw(&Example::new(HELD_OUT, problem.place.row).scene);
+    let drawn = lines(SIDE, |x, y| picture.at(x, y));
+    let blank = " ".repeat(SIDE / 2);
+    let mut text = String::new();
+    for line in 0..drawn.len().max(words.len()) {
+        let left = drawn.get(line).unwrap_or(&blank);
+        let right = words.get(line).map_or("", String::as_str);
+        let _ = writeln!(text, "{left}  {right}"); // a String takes everything
+    }
+    text + "\n"
+}
+
+fn table(before: &Measured, after: &Measured, count: usize) -> String {
+    let mut text = format!("{count} held-out problems{:>35}{:>18}\n", "before", "after");
+    let percent = |rate: Option<Rate>| {
+        rate.map_or("–".to_owned(), |rate| {
+            format!("{:5.1} ({:4.1}–{:4.1})", 100.0 * rate.rate, 100.0 * rate.low, 100.0 * rate.high)
+        })
+    };
+    let mut row = |name: &str, before: Option<Rate>, after: Option<Rate>| {
+        let _ = writeln!(text, "  {name:<38}{:>18}{:>18}", percent(before), percent(after));
+    };
+    for (how, before, after) in
+        [("captions drawn", &before.drawn, &after.drawn), ("greedy captions", &before.greedy, &after.greedy)]
+    {
+        let (b, a) = (&before.metrics, &after.metrics);
+        row(&format!("{how}: right without asking, %"), b.first_pass_right, a.first_pass_right);
+        row("  right, asking not offered, %", b.accuracy_single, a.accuracy_single);
+        row("  asks, %", b.clarification_rate, a.clarification_rate);
+        row("  right with one request, %", b.accuracy_clarified, a.accuracy_clarified);
+    }
+    text
+}
+
+/// A folder of this minute.
+fn fresh_folder() -> PathBuf {
+    let seconds = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    PathBuf::from(format!("runs/demo-{}", seconds.map_or(0, |time| time.as_secs())))
+}
+
+/// A path as TOML has texts.
+fn toml_text(path: &std::path::Path) -> String {
+    toml::Value::String(path.to_string_lossy().into_owned()).to_string()
+}

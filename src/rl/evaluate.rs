@@ -1,0 +1,82 @@
+//! From problems to an evaluation: each captioned once, answered from the caption alone and with a request allowed.
+
+use super::cast::rules;
+use super::episode::{Failure, Outcome};
+use super::evaluation::{Answer, Clarified, Conditions, Evaluation, Item, Turn};
+use super::run::Run;
+use super::stage::Member;
+use crate::engine::{Finish, Sampling};
+use crate::error::Result;
+use crate::task::data::Problem;
+use std::sync::Arc;
+
+/// Problems whose captions are under way together.
+const AT_ONCE: usize = 256;
+
+impl Run<'_> {
+    /// Evaluates the captioner as it is now. Temperature 0 is greedy; `requests` is how often a reasoner may ask, 0 for a
+    /// single pass alone.
+    pub fn evaluate(
+        &mut self,
+        problems: &[Arc<Problem>],
+        temperature: f32,
+        requests: usize,
+        mut progress: impl FnMut(usize),
+    ) -> Result<Evaluation> {
+        let config = self.config();
+        let mut ways = vec![rules(config, 0)?];
+        if requests > 0 {
+            ways.push(rules(config, requests)?);
+        }
+        let sampling =
+            Sampling { max_tokens: config.captioner.max_tokens, temperature, ..Sampling::default() };
+        let conditions = Conditions { step: self.state().step, temperature, seed: config.seed };
+        let mut items = Vec::with_capacity(problems.len());
+        for (number, some) in problems.chunks(AT_ONCE).enumerate() {
+            let groups = self.play(some, number * AT_ONCE, &ways, &sampling)?;
+            for (problem, group) in some.iter().zip(&groups) {
+                // Where a remote reasoner gave no usable reply there is nothing to count.
+                items.extend(group.members.iter().filter_map(|member| item(problem, member)));
+            }
+            progress(items.len());
+        }
+        Ok(Evaluation::of(conditions, items))
+    }
+}
+
+fn item(problem: &Problem, member: &Member) -> Option<Item> {
+    let mut outcomes = member.outcomes.iter();
+    let single = outcomes.next()?.as_ref()?;
+    let clarified = match outcomes.next() {
+        Some(outcome) => Some(outcome.as_ref()?),
+        None => None,
+    };
+    let turn = |exchange: &super::protocol::Exchange| Turn {
+        request: exchange.request.clone(),
+        reply: exchange.reply.clone(),
+    };
+    Some(Item {
+        id: problem.id.clone(),
+        subject: problem.subject.clone(),
+        difficulty: problem.difficulty.clone(),
+        question: problem.asked(),
+        gold: problem.answer.clone(),
+        caption: member.caption.text.clone(),
+        caption_tokens: member.caption.tokens.len(),
+        caption_truncated: member.caption.finish == Finish::Length,
+        single: Some(answer(single)),
+        clarified: clarified.map(|outcome| Clarified {
+            turns: outcome.exchanges.iter().map(turn).collect(),
+            answer: answer(outcome),
+            fallbacks: outcome.fallbacks.iter().map(|fallback| fallback.name().to_owned()).collect(),
+        }),
+    })
+}
+
+fn answer(outcome: &Outcome) -> Answer {
+    Answer {
+        text: outcome.answer.clone(),
+        truncated: outcome.failure == Some(Failure::ReasonerTruncated),
+        grade: outcome.grade.clone(),
+    }
+}
