@@ -12,6 +12,7 @@ pub mod parts;
 pub mod source;
 pub mod credit;
 pub mod prco;
+pub mod quiz;
 pub mod cast;
 pub mod frozen;
 pub mod run;

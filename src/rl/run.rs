@@ -8,6 +8,7 @@ use super::episode::Rules;
 use super::frozen::Frozen;
 use super::parts::{EpisodeConfig, Kind, Learn};
 use super::prco::{self, Grading};
+use super::quiz::{self, Quiz, quizzes};
 use super::remote::RemoteCounters;
 use super::source::Source;
 use super::stage::{Group, Scene, Spent, Stage, Trial};
@@ -142,8 +143,12 @@ impl<'m> Run<'m> {
             _ => None,
         };
         let policy = Policy::default();
+        let layout = match config.episode.kind {
+            Kind::Caprl => quiz::layout(config.layout()?),
+            _ => config.layout()?,
+        };
         let (source, faults) =
-            Source::open(&config.data.train, &config.layout()?, &policy, config.seed, config.data.shuffle)?;
+            Source::open(&config.data.train, &layout, &policy, config.seed, config.data.shuffle)?;
         let run = Run {
             frozen: Frozen::listen(&mut stage)?,
             credit: config.credit()?,
@@ -321,18 +326,34 @@ impl Sampler<'_> {
     fn batch(&mut self, step: u64, cursor: &mut Cursor, adapter: &Published) -> Result<Batch> {
         let problems = self.source.take(cursor, self.problems)?;
         let rules = Rules { sees: self.episode.sees(step, self.steps), ..self.rules.clone() };
+        let asked = self.asked(step, &problems)?;
         let scenes: Vec<Scene<'_>> = problems
             .iter()
             .enumerate()
             .map(|(number, problem)| Scene {
                 problem,
-                trials: vec![Trial { rules: &rules, problem }; self.episode.trials()],
+                trials: asked[number].iter().map(|problem| Trial { rules: &rules, problem }).collect(),
                 seeds: (0..self.group).map(|member| seed(self.seed, step, number, member)).collect(),
             })
             .collect();
         let (groups, spent) = self.stage.play(&scenes, &self.sampling, Some(adapter))?;
         drop(scenes);
         Ok(Batch { problems, groups, spent, stale: false })
+    }
+
+    /// What the reasoner is asked about each problem's captions: the problem's own question, as often as it is answered,
+    /// or the questions of its quiz.
+    fn asked(&self, step: u64, problems: &[Arc<Problem>]) -> Result<Vec<Vec<Arc<Problem>>>> {
+        let questions = |(number, problem): (usize, &Arc<Problem>)| -> Result<Vec<Arc<Problem>>> {
+            if self.episode.kind != Kind::Caprl {
+                return Ok(vec![problem.clone(); self.episode.trials()]);
+            }
+            let presented = |(at, quiz): (usize, Quiz)| {
+                Ok(Arc::new(quiz.presented(problem, seed(self.seed, step, number, usize::MAX - at))?))
+            };
+            quizzes(problem)?.into_iter().enumerate().map(presented).collect()
+        };
+        problems.iter().enumerate().map(questions).collect()
     }
 }
 
