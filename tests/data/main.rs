@@ -72,6 +72,64 @@ fn our_own_layout() {
     assert_eq!(third.place.row, 3);
 }
 
+#[test]
+fn several_questions_about_a_picture() {
+    let choice =
+        |answer: &str| json!({"question": "Which?", "options": ["3 cm", "4 cm", "5 cm"], "answer": answer});
+    let rows = [
+        json!({"image": "1.png", "questions": [choice("B"), {"problem": "How many?", "solution": 7}]}),
+        json!({"image": "1.png", "question": "Own?", "answer": "1", "questions": [choice("C")]}),
+        json!({"image": "1.png", "question": "Own?", "answer": "1"}),
+        json!({"image": "1.png", "questions": [choice("B"), choice("E")]}),
+        json!({"image": "1.png", "questions": "Which?"}),
+        json!({"image": "1.png", "questions": []}),
+    ];
+    let (_folder, loaded) = load(&Layout::default(), &rows);
+    let [first, second, third] = loaded.problems.as_slice() else { panic!("three problems") };
+    let asked = |problem: &Problem| -> Vec<(String, String)> {
+        problem.questions.iter().map(|one| (one.id.clone(), one.question.clone())).collect()
+    };
+    assert_eq!(first.question, "Which?");
+    assert_eq!(asked(first), [("0/1".into(), "Which?".into()), ("0/2".into(), "How many?".into())]);
+    assert_eq!(asked(second), [("1/0".into(), "Own?".into()), ("1/1".into(), "Which?".into())]);
+    assert_eq!(asked(third), []);
+    assert_eq!(first.questions[1].grade(r"\boxed{7}", &Policy::default()).verdict, Verdict::Right);
+    let faults: Vec<String> = loaded.faults.iter().map(|fault| fault.what.clone()).collect();
+    assert!(faults[0].starts_with("question 2: gold \"E\""), "{}", faults[0]);
+    assert!(faults[1].contains("expected a list") && faults[2].contains("no question in"), "{faults:?}");
+}
+
+#[test]
+fn options_in_another_order_have_the_same_answer() {
+    let row = |answer: &str, options: Value| json!({"image": "1.png", "question": "?", "answer": answer, "choices": options});
+    let plain = json!(["1", "2", "3", "4"]);
+    let rows = [
+        row("B", plain.clone()),
+        row("AC", plain.clone()),
+        row("A", json!(["A. one", "B. two", "C. three"])),
+        row("A", json!(["one", "two", "all of the above"])),
+        json!({"image": "1.png", "question": "?", "answer": "2"}),
+    ];
+    let (_folder, loaded) = load(&Layout::default(), &rows);
+    let policy = Policy::default();
+    let [one, several, lettered, speaking, open] = loaded.problems.as_slice() else {
+        panic!("five problems")
+    };
+    let turned = one.reordered(&[3, 1, 0, 2], &policy).unwrap();
+    assert_eq!((turned.choices.join(" "), turned.answer.as_str()), ("4 2 1 3".into(), "B"));
+    let turned = one.reordered(&[1, 0, 3, 2], &policy).unwrap();
+    assert_eq!((turned.choices.join(" "), turned.answer.as_str()), ("2 1 4 3".into(), "A"));
+    let turned = several.reordered(&[3, 2, 1, 0], &policy).unwrap();
+    assert_eq!((turned.answer.as_str(), turned.gold.answer_type()), ("BD", AnswerType::MultiChoice));
+    let turned = lettered.reordered(&[2, 0, 1], &policy).unwrap();
+    assert_eq!((turned.choices.join(" "), turned.answer.as_str()), ("three one two".into(), "B"));
+    assert_eq!(speaking.reordered(&[2, 0, 1], &policy).unwrap(), *speaking);
+    assert_eq!(open.reordered(&[], &policy).unwrap(), *open);
+    for wrong in [&[0, 1, 2][..], &[0, 0, 1, 2], &[1, 2, 3, 4], &[]] {
+        assert!(one.reordered(wrong, &policy).unwrap_err().to_string().contains("no order of 4 options"));
+    }
+}
+
 /// Every form in which the hub and people write a picture.
 #[test]
 fn pictures_in_all_their_forms() {

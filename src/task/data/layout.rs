@@ -28,6 +28,8 @@ pub struct Layout {
     pub subject: Names,
     /// How hard it is.
     pub difficulty: Names,
+    /// Several questions about the row's pictures, each with an answer and options under their names.
+    pub questions: Names,
     /// How many decimals of the answer count.
     pub precision: Names,
     /// How far from the answer a number may lie, where no precision is given.
@@ -66,6 +68,7 @@ impl Default for Layout {
             answer_type: names!["answer_type"],
             subject: names!["subject", "data_source"],
             difficulty: names!["difficulty", "level"],
+            questions: names!["questions"],
             precision: names![],
             tolerance: None,
             folder: "",
@@ -186,6 +189,7 @@ impl Layout {
             "answer_type" => &mut self.answer_type,
             "subject" => &mut self.subject,
             "difficulty" => &mut self.difficulty,
+            "questions" => &mut self.questions,
             _ => return false,
         };
         *field = Cow::Owned(vec![Cow::Owned(column.to_owned())]);

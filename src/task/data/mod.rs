@@ -19,7 +19,7 @@ pub use order::{Cursor, Order, permutation};
 
 use crate::error::{Error, Result};
 use crate::prompt::message::ImageReference;
-use crate::task::verify::{Gold, Grade, Policy};
+use crate::task::verify::{Gold, Grade, Policy, unlabelled};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::fmt;
@@ -46,6 +46,9 @@ pub struct Problem {
     pub subject: Option<String>,
     /// How hard it is.
     pub difficulty: Option<String>,
+    /// What else is asked about the same pictures, each without them; where there is anything, the problem's own question
+    /// is the first.
+    pub questions: Vec<Problem>,
     /// Every other column, for breakdowns and rewards.
     pub extra: Map<String, Value>,
     /// Where it came from.
@@ -63,6 +66,32 @@ impl Problem {
     pub fn grade(&self, response: &str, policy: &Policy) -> Grade {
         let abs_tol = self.tolerance.map_or(policy.abs_tol, |tolerance| tolerance.max(policy.abs_tol));
         self.gold.grade(response, &Policy { abs_tol, ..policy.clone() })
+    }
+}
+
+impl Problem {
+    /// The same choice with its options in another order: where `order` has a number, that option. What is no choice by
+    /// letters stays as it is, and so do options that speak of those above them.
+    pub fn reordered(&self, order: &[u32], policy: &Policy) -> Result<Self> {
+        let wrong = |what: String| Error::caller("options", format!("problem {}: {what}", self.id));
+        let mut sorted = order.to_vec();
+        sorted.sort_unstable();
+        if !sorted.iter().copied().eq(0..self.choices.len() as u32) {
+            return Err(wrong(format!("{order:?} is no order of {} options", self.choices.len())));
+        }
+        let letters = self.gold.letters();
+        let speaks = |choice: &String| choice.to_lowercase().contains("above");
+        if letters.is_empty() || self.choices.iter().any(speaks) {
+            return Ok(self.clone());
+        }
+        let contents = unlabelled(&self.choices);
+        let choices: Vec<String> = order.iter().map(|&from| contents[from as usize].clone()).collect();
+        let right = |from: &u32| letters.contains(&char::from(b'A' + *from as u8));
+        let answer: String =
+            ('A'..).zip(order).filter(|(_, from)| right(from)).map(|(letter, _)| letter).collect();
+        let gold = Gold::parse(&answer, Some(self.gold.answer_type()), &choices, policy);
+        let gold = gold.map_err(|fault| wrong(fault.to_string()))?;
+        Ok(Problem { choices, answer, gold, ..self.clone() })
     }
 }
 

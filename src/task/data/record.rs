@@ -30,27 +30,59 @@ pub(super) fn problem(row: &Row, layout: &Layout, policy: &Policy, number: usize
     if images.is_empty() && layout.needs_image {
         return Err(format!("no picture in {}", listed(&layout.images)));
     }
-    let question = question(cells, layout, images.len())?;
-    let choices = choices(cells, layout)?;
-    let answer = answer(cells, layout)?;
-    let wanted = answer_type(cells, layout, !choices.is_empty());
-    let gold = Gold::parse(&answer, wanted, &choices, policy).map_err(|fault| fault.to_string())?;
+    let several = match first(cells, &layout.questions) {
+        None => &[],
+        Some(Cell::List(items)) => items.as_slice(),
+        Some(other) => return Err(format!("the questions are {}, expected a list", other.brief())),
+    };
+    // A row that asks nothing of its own asks the first of several.
+    let own = first(cells, &layout.question).or(first(cells, &layout.answer));
+    let asking = if own.is_some() { cells } else { several.first().unwrap_or(cells) };
     let id = first(cells, &layout.id).and_then(Cell::to_text).or_else(|| row.key.clone());
     let id = match id.unwrap_or_else(|| number.to_string()) {
         id if layout.ids_per_file => format!("{}/{id}", row.place.stem()),
         id => id,
     };
+    let alone = asked(asking, row, layout, policy, images.len())?;
+    let question = |(number, cells): (usize, &Cell)| -> Read<Problem> {
+        let asked = asked(cells, row, layout, policy, images.len());
+        let asked = asked.map_err(|fault| format!("question {}: {fault}", number + 1))?;
+        Ok(Problem { id: format!("{id}/{}", number + 1), ..asked })
+    };
+    let mut questions = several.iter().enumerate().map(question).collect::<Read<Vec<Problem>>>()?;
+    if own.is_some() && !questions.is_empty() {
+        questions.insert(0, Problem { id: format!("{id}/0"), ..alone.clone() });
+    }
     Ok(Problem {
         id,
         images,
+        subject: label(cells, &layout.subject),
+        difficulty: label(cells, &layout.difficulty),
+        questions,
+        extra: extra(cells, layout),
+        ..alone
+    })
+}
+
+/// What is asked in some cells, about pictures that stand elsewhere.
+fn asked(cells: &Cell, row: &Row, layout: &Layout, policy: &Policy, pictures: usize) -> Read<Problem> {
+    let question = question(cells, layout, pictures)?;
+    let choices = choices(cells, layout)?;
+    let answer = answer(cells, layout)?;
+    let wanted = answer_type(cells, layout, !choices.is_empty());
+    let gold = Gold::parse(&answer, wanted, &choices, policy).map_err(|fault| fault.to_string())?;
+    Ok(Problem {
+        id: String::new(),
+        images: Vec::new(),
         question,
         choices,
         answer,
         tolerance: tolerance(cells, layout, gold.answer_type()),
         gold,
-        subject: label(cells, &layout.subject),
-        difficulty: label(cells, &layout.difficulty),
-        extra: extra(cells, layout),
+        subject: None,
+        difficulty: None,
+        questions: Vec::new(),
+        extra: Map::new(),
         place: row.place.clone(),
     })
 }
@@ -318,6 +350,7 @@ fn extra(cells: &Cell, layout: &Layout) -> Map<String, serde_json::Value> {
         &layout.answer,
         &layout.choices,
         &layout.numbered_images,
+        &layout.questions,
     ];
     let taken = |key: &String| fields.iter().any(|names| names.iter().any(|name| name == key));
     let free =

@@ -110,6 +110,15 @@ impl Gold {
         }
     }
 
+    /// The letters of the options that are right, if it is a choice.
+    pub fn letters(&self) -> BTreeSet<char> {
+        match &self.meaning {
+            Meaning::Choice(letter, _) => BTreeSet::from([*letter]),
+            Meaning::MultiChoice(letters, _) => letters.clone(),
+            Meaning::YesNo(_) | Meaning::Text | Meaning::Formula { .. } => BTreeSet::new(),
+        }
+    }
+
     /// Grades a response.
     pub fn grade(&self, response: &str, policy: &Policy) -> Grade {
         let Some(answer) = extract(response, policy) else {

@@ -24,6 +24,7 @@ mod units;
 mod words;
 
 pub use gold::{Gold, InvalidGold};
+pub use words::unlabelled;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;

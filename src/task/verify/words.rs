@@ -134,7 +134,7 @@ pub(super) fn folded(text: &str) -> String {
 }
 
 /// Options without the letters they begin with, where all of them do, in order.
-pub(super) fn unlabelled(choices: &[String]) -> Vec<String> {
+pub fn unlabelled(choices: &[String]) -> Vec<String> {
     let strip = |(i, choice): (usize, &String)| {
         let text = choice.trim();
         let label = labelled(text, choices.len()).filter(|letter| (*letter as usize) == 'A' as usize + i)?;

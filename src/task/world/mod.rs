@@ -74,6 +74,7 @@ impl Example {
             tolerance: None,
             subject: Some(self.question.kind().to_owned()),
             difficulty: None,
+            questions: Vec::new(),
             extra: Map::new(),
             place: Place { file: "builtin:world".into(), row: self.index },
         })
