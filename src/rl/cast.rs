@@ -3,7 +3,8 @@
 use super::actor::{Actor, Player};
 use super::config::Config;
 use super::episode::Rules;
-use super::parts::{BASE, Kind, ReasonerConfig};
+use super::parts::{BASE, Kind, Prompts, ReasonerConfig};
+use super::protocol::DENSE;
 use super::remote::Remote;
 use super::stage::{Reasoner, Stage};
 use crate::backend::Backend;
@@ -213,7 +214,10 @@ pub fn captioning(config: &Config) -> Sampling {
 
 /// The rules of a run's episodes, with so many requests.
 pub fn rules(config: &Config, requests: usize) -> Result<Rules> {
-    let (protocol, wire) = (config.prompts.protocol()?, config.reasoner.wire);
+    let (mut protocol, wire) = (config.prompts.protocol()?, config.reasoner.wire);
+    if config.episode.kind == Kind::Caprl && config.prompts == Prompts::default() {
+        protocol.caption = DENSE.to_owned();
+    }
     Ok(Rules { protocol, wire, requests, sees: false, policy: Policy::default() })
 }
 

@@ -155,6 +155,8 @@ pub struct EpisodeConfig {
     pub max_turns: usize,
     /// Captions that were cut off earn nothing.
     pub fail_truncated: bool,
+    /// CapRL: questions drawn for each picture; all there are where it is not said.
+    pub questions: Option<usize>,
     /// PRCO: answers to each caption.
     pub answers: usize,
     /// PRCO: the weight of being right in an answer's reward.
@@ -176,6 +178,7 @@ impl Default for EpisodeConfig {
             alpha: Alpha::Power(0.7),
             max_turns: 1,
             fail_truncated: false,
+            questions: None,
             answers: 4,
             lambda: 0.9,
             solver_sees: true,
@@ -230,6 +233,9 @@ impl EpisodeConfig {
             return refuse(
                 "episode.shared pays a caption and its answer alike; it needs episode.answers = 1".into(),
             );
+        }
+        if self.questions == Some(0) {
+            return refuse("episode.questions is 0; a caption is graded by one at least".into());
         }
         if let Alpha::List(list) = &self.alpha
             && list.len() < self.requests()

@@ -47,6 +47,10 @@ pub struct Protocol {
     pub form: AnswerForm,
 }
 
+/// To a captioner that is told no question.
+pub const DENSE: &str = "Describe the image in detail, so that someone who cannot see it could answer any question about it. \
+    List every object, label, number, length, angle, coordinate, relation and piece of text you can see.";
+
 impl Default for Protocol {
     fn default() -> Self {
         let blind = "You cannot see the image. Question: {question}\nDescription: {caption}\n{exchanges}";

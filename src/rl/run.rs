@@ -1,6 +1,7 @@
 //! A run: sample, play, grade, learn, publish, and again.
 
 use super::actor::Player;
+use super::caprl;
 use super::cast::{Cast, Memory, captioning, first, rules};
 use super::config::{Config, Credit, Run as RunConfig};
 use super::credit::{Graded, grade, grade_reasoner, shape};
@@ -8,7 +9,6 @@ use super::episode::Rules;
 use super::frozen::Frozen;
 use super::parts::{EpisodeConfig, Kind, Learn};
 use super::prco::{self, Grading};
-use super::quiz::{self, Quiz, quizzes};
 use super::remote::RemoteCounters;
 use super::source::Source;
 use super::stage::{Group, Scene, Spent, Stage, Trial};
@@ -143,12 +143,8 @@ impl<'m> Run<'m> {
             _ => None,
         };
         let policy = Policy::default();
-        let layout = match config.episode.kind {
-            Kind::Caprl => quiz::layout(config.layout()?),
-            _ => config.layout()?,
-        };
         let (source, faults) =
-            Source::open(&config.data.train, &layout, &policy, config.seed, config.data.shuffle)?;
+            Source::open(&config.data.train, &config.layout()?, &policy, config.seed, config.data.shuffle)?;
         let run = Run {
             frozen: Frozen::listen(&mut stage)?,
             credit: config.credit()?,
@@ -326,13 +322,14 @@ impl Sampler<'_> {
     fn batch(&mut self, step: u64, cursor: &mut Cursor, adapter: &Published) -> Result<Batch> {
         let problems = self.source.take(cursor, self.problems)?;
         let rules = Rules { sees: self.episode.sees(step, self.steps), ..self.rules.clone() };
-        let asked = self.asked(step, &problems)?;
-        let scenes: Vec<Scene<'_>> = problems
+        let scripts = problems.iter().enumerate().map(|(number, problem)| self.script(step, number, problem));
+        let scripts = scripts.collect::<Result<Vec<Script>>>()?;
+        let scenes: Vec<Scene<'_>> = scripts
             .iter()
             .enumerate()
-            .map(|(number, problem)| Scene {
-                problem,
-                trials: asked[number].iter().map(|problem| Trial { rules: &rules, problem }).collect(),
+            .map(|(number, Script { shown, asked })| Scene {
+                problem: shown,
+                trials: asked.iter().map(|problem| Trial { rules: &rules, problem }).collect(),
                 seeds: (0..self.group).map(|member| seed(self.seed, step, number, member)).collect(),
             })
             .collect();
@@ -341,20 +338,26 @@ impl Sampler<'_> {
         Ok(Batch { problems, groups, spent, stale: false })
     }
 
-    /// What the reasoner is asked about each problem's captions: the problem's own question, as often as it is answered,
-    /// or the questions of its quiz.
-    fn asked(&self, step: u64, problems: &[Arc<Problem>]) -> Result<Vec<Vec<Arc<Problem>>>> {
-        let questions = |(number, problem): (usize, &Arc<Problem>)| -> Result<Vec<Arc<Problem>>> {
-            if self.episode.kind != Kind::Caprl {
-                return Ok(vec![problem.clone(); self.episode.trials()]);
-            }
-            let presented = |(at, quiz): (usize, Quiz)| {
-                Ok(Arc::new(quiz.presented(problem, seed(self.seed, step, number, usize::MAX - at))?))
-            };
-            quizzes(problem)?.into_iter().enumerate().map(presented).collect()
-        };
-        problems.iter().enumerate().map(questions).collect()
+    /// What is done with a problem: captions for its question, which is answered by them as often as the run says; or
+    /// captions for none in particular, by which all that is asked about its pictures is answered.
+    fn script(&self, step: u64, number: usize, problem: &Arc<Problem>) -> Result<Script> {
+        if self.episode.kind != Kind::Caprl {
+            return Ok(Script {
+                shown: problem.clone(),
+                asked: vec![problem.clone(); self.episode.trials()],
+            });
+        }
+        let drawn = seed(self.seed, step, number, usize::MAX);
+        let put = caprl::put(problem, self.episode.questions, drawn, &self.rules.policy)?;
+        let asked = put.into_iter().map(Arc::new).collect();
+        Ok(Script { shown: Arc::new(caprl::unasked(problem)), asked })
     }
+}
+
+/// What captions are written for, and what is answered by them.
+struct Script {
+    shown: Arc<Problem>,
+    asked: Vec<Arc<Problem>>,
 }
 
 /// The rules of a batch that is learned from. A Solver is not made to answer: those words would not be its own.

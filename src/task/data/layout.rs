@@ -40,8 +40,6 @@ pub struct Layout {
     pub numbered_images: Names,
     /// What is asked where the question stands in the picture.
     pub fallback_question: Option<&'static str>,
-    /// What stands for the answer where a row has none: pictures to be described are no problems by themselves.
-    pub fallback_answer: Option<&'static str>,
     /// Ids repeat from file to file.
     pub ids_per_file: bool,
     /// Whether a row without a picture is a fault.
@@ -74,7 +72,6 @@ impl Default for Layout {
             folder: "",
             numbered_images: names![],
             fallback_question: None,
-            fallback_answer: None,
             ids_per_file: false,
             needs_image: true,
         }

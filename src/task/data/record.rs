@@ -141,9 +141,6 @@ fn without_marks(text: &str, pictures: usize) -> String {
 
 fn answer(cells: &Cell, layout: &Layout) -> Read<String> {
     let Some(cell) = first(cells, &layout.answer) else {
-        if let Some(text) = layout.fallback_answer {
-            return Ok(text.to_owned());
-        }
         return Err(format!("no answer in {}", listed(&layout.answer)));
     };
     let alone = match cell {
