@@ -9,6 +9,7 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pellucid::rl::cast::Cast;
 use pellucid::rl::config::Config;
+use pellucid::rl::evaluate::Roles;
 use pellucid::rl::evaluation::{Evaluation, Item, Rate};
 use pellucid::rl::run::Run;
 use pellucid::rl::source::Source;
@@ -17,6 +18,7 @@ use pellucid::task::verify::Policy;
 use pellucid::task::world::{Example, HELD_OUT, Picture, SIDE, facts};
 use serde_json::{Value, json};
 use std::{
+    collections::BTreeMap,
     fmt::Write as _,
     io::{IsTerminal, Write},
     path::PathBuf,
@@ -25,6 +27,7 @@ use std::{
 };
 
 const RECIPE: &str = include_str!("../../assets/demo.toml");
+const PRCO: &str = include_str!("../../assets/demo-prco.toml");
 
 /// Watch a captioner learn what a reasoner needs to know, in a world of labelled shapes, in two minutes
 ///
@@ -35,6 +38,10 @@ const RECIPE: &str = include_str!("../../assets/demo.toml");
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Arguments {
+    /// PRCO instead of AC-RL: one policy captions and answers
+    #[arg(long)]
+    prco: bool,
+
     /// Steps to take [default: the recipe's]
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
@@ -87,7 +94,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     let mut changes = vec![format!("seed={}", global.seed), format!("run.out={}", toml_text(&out))];
     changes.extend(arguments.steps.map(|steps| format!("run.steps={steps}")));
     changes.extend(arguments.changes.iter().cloned());
-    let mut config = Config::parse(RECIPE, &changes)?;
+    let mut config = Config::parse(if arguments.prco { PRCO } else { RECIPE }, &changes)?;
     config.run.save_every = config.run.steps;
     let backend = global.device.open(global.threads)?;
     let cast = Cast::open(&config, &backend)?;
@@ -106,6 +113,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     let last = steps(&mut run, &folder, global)?;
     let training = begun.elapsed();
     let after = measure(&mut run, &problems, "after", global)?;
+    let roles = if arguments.prco { roles(&mut run, &problems)? } else { Vec::new() };
     for evaluation in [&before.drawn, &before.greedy, &after.drawn, &after.greedy] {
         evaluation.save(&config.run.out)?;
     }
@@ -118,6 +126,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
             "training_seconds": training.as_secs_f64(),
             "before": before.json(&problems),
             "after": after.json(&problems),
+            "roles": roles.iter().map(|(name, evaluation)| (*name, evaluation.summary())).collect::<BTreeMap<_, _>>(),
             "last": last,
             "report": report,
         });
@@ -130,6 +139,10 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
         text.push_str(&example(&problems[at], &before.greedy.items[at], &after.greedy.items[at], colours));
     }
     text.push_str(&table(&before, &after, problems.len()));
+    for (name, evaluation) in &roles {
+        let rate = evaluation.metrics.accuracy_single.map_or(0.0, |rate| rate.rate);
+        let _ = writeln!(text, "  {name:<56}{:>5.1} %", 100.0 * rate);
+    }
     let _ = write!(
         text,
         "\n{} steps of 256 captions in {:.0} s, all in {:.0} s. A small world makes a large effect: the captioner sees\n\
@@ -143,14 +156,30 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     Ok(())
 }
 
+/// What each role has learned by itself: drawn captions and answers, of the policy as it is or as it was.
+fn roles(run: &mut Run<'_>, problems: &[Arc<Problem>]) -> Result<Vec<(&'static str, Evaluation)>> {
+    let ways = [
+        ("old Observer, old Solver: right", false, false),
+        ("old Observer, new Solver: right", false, true),
+        ("new Observer, old Solver: right", true, false),
+        ("new Observer, new Solver: right", true, true),
+    ];
+    let evaluate = |(name, observer, solver)| {
+        Ok((name, run.evaluate_roles(problems, 1.0, 0, Roles { observer, solver }, |_| {})?))
+    };
+    ways.into_iter().map(evaluate).collect()
+}
+
 fn measure(run: &mut Run<'_>, problems: &[Arc<Problem>], when: &str, global: &Global) -> Result<Measured> {
     let hidden = global.quiet || !std::io::stderr().is_terminal();
     let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
     let style = ProgressStyle::with_template("{bar:24} {pos}/{len} held-out problems, {msg}  {elapsed}")?;
     let bar = ProgressBar::with_draw_target(Some(2 * problems.len() as u64), target).with_style(style);
     bar.set_message(when.to_owned());
-    let drawn = run.evaluate(problems, 1.0, 1, |done| bar.set_position(done as u64))?;
-    let greedy = run.evaluate(problems, 0.0, 1, |done| bar.set_position((problems.len() + done) as u64))?;
+    let requests = run.config().episode.measured_requests();
+    let drawn = run.evaluate(problems, 1.0, requests, |done| bar.set_position(done as u64))?;
+    let greedy =
+        run.evaluate(problems, 0.0, requests, |done| bar.set_position((problems.len() + done) as u64))?;
     bar.finish_and_clear();
     Ok(Measured { drawn, greedy })
 }
@@ -179,14 +208,16 @@ fn example(problem: &Problem, before: &Item, after: &Item, colours: bool) -> Str
     for (when, item) in [("before", before), ("after", after)] {
         words.push(String::new());
         words.extend(wrapped(&format!("{when}: {}", item.caption), WIDTH));
-        let Some(clarified) = &item.clarified else { continue };
-        for turn in &clarified.turns {
+        let answer = item.clarified.as_ref().map(|clarified| &clarified.answer).or(item.single.as_ref());
+        for turn in item.clarified.iter().flat_map(|clarified| &clarified.turns) {
             words.extend(wrapped(&format!("  asked: {}", turn.request), WIDTH));
             words.extend(wrapped(&format!("  told: {}", turn.reply), WIDTH));
         }
-        let verdict = if clarified.answer.right() { "right" } else { "wrong" };
-        let answer = clarified.answer.grade.extracted.as_deref().unwrap_or("nothing");
-        words.push(format!("  answer: {answer}, {verdict}"));
+        if let Some(answer) = answer {
+            let verdict = if answer.right() { "right" } else { "wrong" };
+            let said = answer.grade.extracted.as_deref().unwrap_or("nothing");
+            words.push(format!("  answer: {said}, {verdict}"));
+        }
     }
     if !colours {
         return words.join("\n") + "\n\n";

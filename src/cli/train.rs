@@ -141,7 +141,7 @@ fn held_out(config: &Config) -> Result<Vec<Arc<Problem>>> {
 /// Measures the captioner as it is, by greedy captions.
 fn measure(run: &mut Run<'_>, problems: &[Arc<Problem>]) -> Result<()> {
     if !problems.is_empty() {
-        let requests = run.config().episode.requests();
+        let requests = run.config().episode.measured_requests();
         let evaluation = run.evaluate(problems, 0.0, requests, |_| {})?;
         evaluation.save(&run.config().run.out)?;
     }

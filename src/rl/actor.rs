@@ -68,6 +68,11 @@ impl<'m> Actor<'m> {
         &self.sampling
     }
 
+    /// Speaks at another temperature from now on; returns the one before.
+    pub fn set_temperature(&mut self, temperature: f32) -> f32 {
+        std::mem::replace(&mut self.sampling.temperature, temperature)
+    }
+
     /// The engine, to publish adapters to and to ask for its counts.
     pub fn engine(&mut self) -> &mut Engine<'m> {
         &mut self.engine

@@ -13,6 +13,15 @@ use std::sync::Arc;
 /// Problems whose captions are under way together.
 const AT_ONCE: usize = 256;
 
+/// Who plays in an evaluation: the policy as it is, or as it was before it learned anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Roles {
+    /// Captions are the learned policy's.
+    pub observer: bool,
+    /// So are answers, where the policy answers.
+    pub solver: bool,
+}
+
 impl Run<'_> {
     /// Evaluates the captioner as it is now. Temperature 0 is greedy; `requests` is how often a reasoner may ask, 0 for a
     /// single pass alone.
@@ -21,6 +30,18 @@ impl Run<'_> {
         problems: &[Arc<Problem>],
         temperature: f32,
         requests: usize,
+        progress: impl FnMut(usize),
+    ) -> Result<Evaluation> {
+        self.evaluate_roles(problems, temperature, requests, Roles { observer: true, solver: true }, progress)
+    }
+
+    /// Evaluates with some of the roles as they were.
+    pub fn evaluate_roles(
+        &mut self,
+        problems: &[Arc<Problem>],
+        temperature: f32,
+        requests: usize,
+        roles: Roles,
         mut progress: impl FnMut(usize),
     ) -> Result<Evaluation> {
         let config = self.config();
@@ -33,7 +54,7 @@ impl Run<'_> {
         let conditions = Conditions { step: self.state().step, temperature, seed: config.seed };
         let mut items = Vec::with_capacity(problems.len());
         for (number, some) in problems.chunks(AT_ONCE).enumerate() {
-            let groups = self.play(some, number * AT_ONCE, &ways, &sampling)?;
+            let groups = self.play(some, number * AT_ONCE, &ways, &sampling, roles)?;
             for (problem, group) in some.iter().zip(&groups) {
                 // Where a remote reasoner gave no usable reply there is nothing to count.
                 items.extend(group.members.iter().filter_map(|member| item(problem, member)));

@@ -195,6 +195,12 @@ impl EpisodeConfig {
         if self.kind == Kind::Acrl { self.max_turns } else { 0 }
     }
 
+    /// Requests that are offered when the captioner is measured: a run that did not offer them may be asked what they would
+    /// bring; only where nobody could ask there are none.
+    pub fn measured_requests(&self) -> usize {
+        if self.kind == Kind::Prco { 0 } else { self.max_turns }
+    }
+
     /// What the reasoner is asked of each caption: so many times the same.
     pub fn trials(&self) -> usize {
         if self.kind == Kind::Prco { self.answers } else { 1 }

@@ -6,6 +6,7 @@ use super::cast::{Cast, Memory, captioning, first, rules};
 use super::config::{Config, Credit, Run as RunConfig};
 use super::credit::{Graded, grade, grade_reasoner, shape};
 use super::episode::Rules;
+use super::evaluate::Roles;
 use super::frozen::Frozen;
 use super::parts::{EpisodeConfig, Kind, Learn};
 use super::prco::{self, Grading};
@@ -237,6 +238,7 @@ impl<'m> Run<'m> {
         first: usize,
         rules: &[Rules],
         sampling: &Sampling,
+        roles: Roles,
     ) -> Result<Vec<Group>> {
         let scenes: Vec<Scene<'_>> = problems
             .iter()
@@ -248,8 +250,16 @@ impl<'m> Run<'m> {
                 seeds: vec![seed(self.config.seed, u64::MAX, first + number, 0)],
             })
             .collect();
-        let played = self.sampler.stage.play(&scenes, sampling, Some(&self.adapter))?;
-        Ok(played.0)
+        let observer = Some(&self.adapter).filter(|_| roles.observer);
+        let stage = &mut self.sampler.stage;
+        if self.config.episode.kind != Kind::Prco {
+            return Ok(stage.play(&scenes, sampling, observer)?.0);
+        }
+        // The Solver answers as the Observer captions: drawn or greedy, as it is or as it was.
+        let learned = stage.lend_reasoner(roles.solver, sampling.temperature);
+        let played = stage.play(&scenes, sampling, observer);
+        stage.return_reasoner(learned);
+        Ok(played?.0)
     }
 
     /// Writes a checkpoint into the run's folder and returns its own. That of a reasoner that learns comes first: whoever

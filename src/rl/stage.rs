@@ -32,6 +32,11 @@ pub enum Reasoner<'m> {
     Remote(Box<Remote>),
 }
 
+/// How a reasoner spoke before.
+#[derive(Debug)]
+#[must_use = "the reasoner has to be given back"]
+pub struct Lent(Option<(Option<Published>, f32)>);
+
 /// Everybody who plays.
 #[derive(Debug)]
 pub struct Stage<'m> {
@@ -253,6 +258,25 @@ impl<'m> Stage<'m> {
     pub fn publish_reasoner(&mut self, adapter: Arc<Adapter>) {
         if let Reasoner::Local(actor, published) = &mut self.reasoner {
             *published = Some(actor.engine().publish(adapter));
+        }
+    }
+
+    /// Lets a reasoner in this process speak with or without its adapter, at a temperature. What is given out has to be
+    /// given back.
+    pub fn lend_reasoner(&mut self, learned: bool, temperature: f32) -> Lent {
+        let Reasoner::Local(actor, published) = &mut self.reasoner else { return Lent(None) };
+        let before = (published.clone(), actor.set_temperature(temperature));
+        published.take_if(|_| !learned);
+        Lent(Some(before))
+    }
+
+    /// As it was before.
+    pub fn return_reasoner(&mut self, lent: Lent) {
+        if let (Reasoner::Local(actor, published), Some((adapter, temperature))) =
+            (&mut self.reasoner, lent.0)
+        {
+            actor.set_temperature(temperature);
+            *published = adapter;
         }
     }
 
