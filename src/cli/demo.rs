@@ -102,8 +102,9 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     if !global.quiet {
         eprintln!("{}", run_lines(&memory).join("\n"));
     }
-    let folder = Folder::open(&config, None)?;
+    let folder = Folder::find(&config, None)?;
     let (mut run, _) = Run::begin(&cast, &config, &memory, None)?;
+    folder.begin(&config)?;
     let held_out = config.data.eval.clone().unwrap_or_else(|| config.data.train.clone());
     let (problems, _) =
         Source::held_out(&held_out, &config.layout()?, &Policy::default(), Some(arguments.held_out))?;

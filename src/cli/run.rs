@@ -20,9 +20,9 @@ pub(crate) struct Folder {
 }
 
 impl Folder {
-    /// Makes a new folder, or takes one up again where its checkpoint left it: `resume` is `latest` or a checkpoint's
-    /// folder.
-    pub(crate) fn open(config: &Config, resume: Option<&str>) -> Result<Self> {
+    /// Finds where a run begins: at its beginning, or where its checkpoint left it, `resume` being `latest` or a checkpoint's
+    /// folder. Nothing is written yet.
+    pub(crate) fn find(config: &Config, resume: Option<&str>) -> Result<Self> {
         let out = &config.run.out;
         let checkpoint = match resume {
             None => None,
@@ -35,14 +35,20 @@ impl Folder {
                 out.display()
             );
         }
+        Ok(Folder { out: out.clone(), checkpoint })
+    }
+
+    /// Makes the folder, or drops what it says of steps that will be taken again.
+    pub(crate) fn begin(&self, config: &Config) -> Result<()> {
+        let out = &self.out;
         fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
         let text = toml::to_string(config).context("the configuration cannot be written")?;
         fs::write(out.join("config.toml"), text)
             .with_context(|| format!("cannot write to {}", out.display()))?;
-        let step = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.state.global_step);
+        let step = self.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.state.global_step);
         forget(&out.join(METRICS), step)?;
         forget(&out.join(SAMPLES), step)?;
-        Ok(Folder { out: out.clone(), checkpoint })
+        Ok(())
     }
 
     /// Adds a line to the metrics.

@@ -66,7 +66,8 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     let reader = Reader::open(&source, &model.config, options)?;
     let end = source.eos(&model.config)?.first().copied();
     let samples = samples(&model, &reader, end, &config.data.train)?;
-    let folder = Folder::open(&config, arguments.resume.as_deref())?;
+    let folder = Folder::find(&config, arguments.resume.as_deref())?;
+    folder.begin(&config)?;
     let (mut trainer, mut step, mut cursor) = match &folder.checkpoint {
         Some(checkpoint) => {
             let trainer = checkpoint.trainer(model.clone(), config.train_settings()?)?;

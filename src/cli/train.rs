@@ -62,9 +62,10 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
         remark(&faults, global);
         return Ok(write!(std::io::stdout(), "{}", toml::to_string(&config).context("the configuration")?)?);
     }
-    let folder = Folder::open(&config, arguments.resume.as_deref())?;
+    let folder = Folder::find(&config, arguments.resume.as_deref())?;
     let (mut run, faults) = Run::begin(&cast, &config, &memory, folder.checkpoint.as_ref())?;
     remark(&faults, global);
+    folder.begin(&config)?;
     let last = steps(&mut run, &folder, global)?;
     write(&config.run.out)?;
     let out = config.run.out.join(format!("checkpoint-{}", run.state().step));
