@@ -3,6 +3,7 @@
 pub mod config;
 pub mod reply;
 pub mod remote;
+pub mod leak;
 pub mod decision;
 pub mod protocol;
 pub mod episode;

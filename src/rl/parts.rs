@@ -1,6 +1,7 @@
 //! Who plays which part in an episode, and what an episode pays: sections of a run's configuration.
 
 use super::config::LoraConfig;
+use super::leak::LeakCheck;
 use super::protocol::{Protocol, Wire};
 use super::remote::settings::{RemoteSettings, ServerConfig};
 use crate::error::{Error, Result};
@@ -165,8 +166,8 @@ pub struct EpisodeConfig {
     pub solver_sees: bool,
     /// PRCO: steps of that time. A tenth of the run where it is not said.
     pub caption_first: Option<u64>,
-    /// PRCO: captions that give the answer away earn nothing.
-    pub leaks: bool,
+    /// PRCO: how captions are found that give the answer away, which earn nothing.
+    pub leaks: LeakCheck,
     /// PRCO's baseline: a caption and the answers to it earn the same.
     pub shared: bool,
 }
@@ -183,7 +184,7 @@ impl Default for EpisodeConfig {
             lambda: 0.9,
             solver_sees: true,
             caption_first: None,
-            leaks: true,
+            leaks: LeakCheck::Rule,
             shared: false,
         }
     }
@@ -204,6 +205,11 @@ impl EpisodeConfig {
     /// What the reasoner is asked of each caption: so many times the same.
     pub fn trials(&self) -> usize {
         if self.kind == Kind::Prco { self.answers } else { 1 }
+    }
+
+    /// How captions that give the answer away are found: not at all where one reward is for both roles.
+    pub fn leaks(&self) -> LeakCheck {
+        if self.shared { LeakCheck::Off } else { self.leaks }
     }
 
     /// Whether the Solver sees the pictures in a step of so many.

@@ -8,6 +8,7 @@
 use super::config::Credit;
 use super::credit::Graded;
 use super::episode::Outcome;
+use super::leak::LeakCheck;
 use super::stage::{Group, Member, Spoken};
 use crate::error::Result;
 use crate::task::verify::Verdict;
@@ -62,8 +63,8 @@ pub fn chosen(rewards: &[Vec<f64>], draw: f64) -> usize {
 pub struct Grading {
     /// The weight of being right in an answer's reward; its form has the rest.
     pub lambda: f64,
-    /// Whether captions that give the answer away are looked for.
-    pub leaks: bool,
+    /// How captions that give the answer away were looked for.
+    pub leaks: LeakCheck,
     /// The baseline: a caption and the answer to it earn the same, by whether that is right.
     pub shared: bool,
 }
@@ -77,7 +78,7 @@ pub fn grade(
 ) -> Result<Graded> {
     let mut graded = Graded::default();
     let mut kept: Vec<(&Group, usize)> = Vec::new();
-    let (mut solver, mut right, mut leaks, mut captions) = (Vec::new(), Vec::new(), 0, 0);
+    let (mut solver, mut right, mut leaks) = (Vec::new(), Vec::new(), Vec::new());
     for (number, group) in groups.iter().enumerate() {
         let known = |outcome: &Outcome| outcome.grade.verdict != Verdict::InvalidGold;
         let told = |member: &Member| member.outcomes.iter().all(|one| one.as_ref().is_some_and(known));
@@ -85,10 +86,8 @@ pub fn grade(
             graded.masked += 1;
             continue;
         }
-        let branches: Vec<Branch> =
-            group.members.iter().map(|member| branch(member, grading.leaks && !grading.shared)).collect();
-        captions += branches.len();
-        leaks += branches.iter().filter(|branch| branch.leaks).count();
+        let branches: Vec<Branch> = group.members.iter().map(branch).collect();
+        leaks.extend(group.members.iter().map(|member| member.leaks));
         right.extend(branches.iter().flat_map(|branch| branch.answers.iter().map(|(right, _)| *right)));
         let rewards: Vec<Vec<f64>> =
             branches.iter().map(|branch| solver_rewards(branch, grading.lambda)).collect();
@@ -103,8 +102,15 @@ pub fn grade(
     graded.more = vec![
         ("solver/accuracy", share(right.iter().filter(|right| **right).count(), right.len())),
         ("solver/reward", answers.iter().sum::<f64>() / answers.len().max(1) as f64),
-        ("leak_rate", share(leaks, captions)),
     ];
+    if grading.leaks != LeakCheck::Off {
+        let unclear = leaks.iter().filter(|leaks| leaks.is_none()).count();
+        graded.more.push((
+            "leak_rate",
+            share(leaks.iter().filter(|leaks| **leaks == Some(true)).count(), leaks.len()),
+        ));
+        graded.more.push(("leak_unclear", share(unclear, leaks.len())));
+    }
     if kept.is_empty() {
         return Ok(graded);
     }
@@ -136,10 +142,10 @@ pub fn grade(
     Ok(graded)
 }
 
-fn branch(member: &Member, look: bool) -> Branch {
+fn branch(member: &Member) -> Branch {
     let answer = |outcome: &Outcome| (outcome.right(), form(&outcome.answer));
     Branch {
-        leaks: look && leaks(&member.caption.text),
+        leaks: member.leaks == Some(true),
         answers: member.outcomes.iter().flatten().map(answer).collect(),
     }
 }
@@ -161,37 +167,6 @@ pub fn form(answer: &str) -> f64 {
         after.find("\\boxed{").is_some_and(|at| after[at..].contains('}')) && !after.contains("<think>")
     });
     f64::from(u8::from(well))
-}
-
-/// Whether a caption gives an answer instead of evidence: words that announce one, with one behind them. That the right
-/// answer occurs in a caption is no leak: it may be written in the picture.
-pub fn leaks(caption: &str) -> bool {
-    const ANNOUNCE: [&str; 7] = [
-        "answer is",
-        "answer:",
-        "answer would be",
-        "therefore",
-        "correct option",
-        "correct choice",
-        "correct answer",
-    ];
-    if caption.contains("\\boxed{") {
-        return true;
-    }
-    let lower = caption.to_lowercase();
-    let announced =
-        ANNOUNCE.iter().flat_map(|phrase| lower.match_indices(phrase).map(|(at, it)| at + it.len()));
-    announced.into_iter().any(|end| {
-        let rest = lower[end..].trim_start_matches([' ', ':', ',', '*', '(', '$', '-']);
-        let rest = ["is ", "the ", "option ", "choice "].iter().fold(rest, |rest, word| {
-            rest.strip_prefix(word).unwrap_or(rest).trim_start_matches([' ', ':', '*', '(', '$', '-'])
-        });
-        let word: String = rest.chars().take_while(|c| c.is_alphanumeric()).collect();
-        let letter = word.len() == 1 && word.bytes().all(|byte| (b'a'..=b'h').contains(&byte));
-        // "Therefore a ..." begins a sentence.
-        let article = word == "a" && rest[1..].starts_with(' ') && rest[2..].starts_with(char::is_alphabetic);
-        word.starts_with(|c: char| c.is_ascii_digit()) || (letter && !article)
-    })
 }
 
 #[cfg(test)]
@@ -231,29 +206,6 @@ mod tests {
         // Captions 0 and 1 have answers that differ.
         assert_eq!([0.0, 0.49, 0.5, 0.999].map(|draw| chosen(&solver, draw)), [0, 0, 1, 1]);
         assert_eq!([0.0, 0.999].map(|draw| chosen(&solver[2..], draw)), [0, 1]);
-    }
-
-    #[test]
-    fn evidence_is_no_leak_and_an_announced_answer_is() {
-        for caption in [
-            "AB = 5, BC = 7",
-            "the option B reads 45",
-            "Therefore a line meets it",
-            "the answer is not shown",
-            "",
-        ] {
-            assert!(!leaks(caption), "{caption}");
-        }
-        for caption in [
-            "The answer is 12.",
-            "so the correct option is (B)",
-            "Therefore, 7",
-            "Answer: C",
-            "\\boxed{3}",
-            "correct answer is the option d",
-        ] {
-            assert!(leaks(caption), "{caption}");
-        }
     }
 
     #[test]

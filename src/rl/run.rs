@@ -8,6 +8,7 @@ use super::credit::{Graded, grade, grade_reasoner, shape};
 use super::episode::Rules;
 use super::evaluate::Roles;
 use super::frozen::Frozen;
+use super::leak::{self, LeakCheck};
 use super::parts::{EpisodeConfig, Kind, Learn};
 use super::prco::{self, Grading};
 use super::remote::RemoteCounters;
@@ -343,9 +344,38 @@ impl Sampler<'_> {
                 seeds: (0..self.group).map(|member| seed(self.seed, step, number, member)).collect(),
             })
             .collect();
-        let (groups, spent) = self.stage.play(&scenes, &self.sampling, Some(adapter))?;
+        let (mut groups, spent) = self.stage.play(&scenes, &self.sampling, Some(adapter))?;
         drop(scenes);
+        if self.episode.kind == Kind::Prco {
+            self.look_for_leaks(&problems, &mut groups)?;
+        }
         Ok(Batch { problems, groups, spent, stale: false })
+    }
+
+    /// Which captions give the answer away.
+    fn look_for_leaks(&mut self, problems: &[Arc<Problem>], groups: &mut [Group]) -> Result<()> {
+        let members = groups.iter_mut().map(|group| &mut group.members);
+        match self.episode.leaks() {
+            LeakCheck::Off => {}
+            LeakCheck::Rule => {
+                for member in members.flatten() {
+                    member.leaks = Some(leak::by_rule(&member.caption.text));
+                }
+            }
+            LeakCheck::Model => {
+                let asked = members.zip(problems).flat_map(|(members, problem)| {
+                    members
+                        .iter_mut()
+                        .map(|member| (leak::ask(&problem.asked(), &member.caption.text), member))
+                });
+                let (texts, members): (Vec<String>, Vec<_>) = asked.unzip();
+                let replies = self.stage.consult(&texts, leak::LONGEST_REPLY)?;
+                for (member, reply) in members.into_iter().zip(replies) {
+                    member.leaks = leak::said(&reply.text);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// What is done with a problem: captions for its question, which is answered by them as often as the run says; or
@@ -379,8 +409,8 @@ fn learning(mut rules: Rules, config: &Config) -> Rules {
 }
 
 fn grading(episode: &EpisodeConfig) -> Grading {
-    let EpisodeConfig { lambda, leaks, shared, .. } = *episode;
-    Grading { lambda, leaks, shared }
+    let EpisodeConfig { lambda, shared, .. } = *episode;
+    Grading { lambda, leaks: episode.leaks(), shared }
 }
 
 /// A number from 0 up to 1, of a seed.

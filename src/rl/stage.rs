@@ -83,6 +83,8 @@ pub struct Member {
     pub caption: Completion,
     /// How its trials ended; none where a remote reasoner gave no reply that could be used.
     pub outcomes: Vec<Option<Outcome>>,
+    /// Whether it gives the answer away; none where nobody looked, or nobody could tell.
+    pub leaks: Option<bool>,
     /// What a reasoner that learns said in each trial, turn by turn; empty where it does not learn.
     pub spoken: Vec<Vec<Spoken>>,
 }
@@ -280,6 +282,17 @@ impl<'m> Stage<'m> {
         }
     }
 
+    /// What the policy says to some texts without its adapter, in its likeliest words.
+    pub fn consult(&mut self, texts: &[String], max_tokens: usize) -> Result<Vec<Said>> {
+        let sampling = Sampling { temperature: 0.0, max_tokens, ..Sampling::default() };
+        let mut requests = Vec::with_capacity(texts.len());
+        for text in texts {
+            let input = self.policy.input(&[Message::text("user", text)], "")?;
+            requests.push((Arc::new(input), sampling.clone(), vec![0]));
+        }
+        Ok(self.policy.complete(requests, None)?.iter().flatten().map(said).collect())
+    }
+
     /// Asks for the captions of a scene.
     fn begin(&mut self, batch: &mut Batch<'_, '_>, number: usize) -> Result<()> {
         let scene = &batch.scenes[number];
@@ -351,7 +364,7 @@ impl<'m> Stage<'m> {
         let (trials, caption_cut) = (&scene.trials, cut && self.fail_truncated);
         let outcomes = trials.iter().map(|_| None).collect();
         let spoken = trials.iter().map(|_| Vec::new()).collect();
-        batch.groups[number].1[member] = Some(Member { caption, outcomes, spoken });
+        batch.groups[number].1[member] = Some(Member { caption, outcomes, leaks: None, spoken });
         batch.left += trials.len();
         batch.left -= 1;
         let mut first: Option<(usize, Next)> = None;
