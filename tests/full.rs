@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[cfg(feature = "emu")]
+#[path = "support/narrow.rs"]
+mod narrow;
 mod support;
 
 use pellucid::backend::{Backend, cpu::Cpu, plain::Plain};
@@ -12,7 +15,9 @@ use pellucid::prompt::message::Message;
 use pellucid::prompt::reader::{ImageOptions, ReadPrompt, Reader, Words};
 use pellucid::prompt::template::RenderOptions;
 use pellucid::tensor::{Dtype, Tensor};
-use pellucid::train::{FullTrainer, Learner, Lengths, Lesson, OptimiserSettings, Sample, pack};
+use pellucid::train::{
+    Checkpoint as Saved, FullTrainer, Learner, Lengths, Lesson, OptimiserSettings, Sample, pack, save_full,
+};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -102,21 +107,12 @@ fn what_was_changed_is_written_and_nothing_else() {
     assert!(after[name].1.iter().all(|&value| value == 0.0));
 
     let wrong = |name: &str, shape: &[usize]| {
-        let changed = BTreeMap::from([(name.to_owned(), Tensor::zeros(Dtype::F32, shape).unwrap())]);
+        let changed = vec![(name.to_owned(), Tensor::zeros(Dtype::F32, shape).unwrap())];
         write_changed(&to, &ModelFolder::at(&from), Dtype::F32, changed).unwrap_err().to_string()
     };
     assert!(wrong("nobody", &[1]).ends_with("holds no tensor nobody to be replaced"));
     assert!(wrong(name, &[1, 2]).contains("cannot become f32[1, 2]"), "{}", wrong(name, &[1, 2]));
     assert!(contents(&to) == after, "a refusal leaves what was there");
-}
-
-/// Every token counts alike, and all of them 1.
-fn alike(mut lessons: Vec<Lesson>) -> Vec<Lesson> {
-    let tokens: usize = lessons.iter().map(|lesson| lesson.tokens.len()).sum();
-    for lesson in &mut lessons {
-        lesson.weights = vec![1.0 / tokens as f64; lesson.tokens.len()];
-    }
-    lessons
 }
 
 /// A trainer of a case's model, and the completions of its prompts.
@@ -131,16 +127,20 @@ fn class(case: &Case, backend: Arc<dyn Backend>, tower: bool, budget: usize) -> 
         let (prompt, tokens) = (Arc::new(read), prompt.completion_ids.clone());
         Lesson { prompt, weights: vec![1.0; tokens.len()], tokens }
     });
-    let lessons = alike(lessons.collect());
-    let settings = OptimiserSettings {
+    let mut lessons: Vec<Lesson> = lessons.collect();
+    Lesson::count_alike(&mut lessons);
+    (FullTrainer::new(model, tower, settings(), budget).unwrap(), lessons)
+}
+
+fn settings() -> OptimiserSettings {
+    OptimiserSettings {
         learning_rate: 5e-4,
         betas: [0.9, 0.99],
         eps: 1e-6,
         weight_decay: 0.01,
         max_grad_norm: 0.5,
         ..OptimiserSettings::default()
-    };
-    (FullTrainer::new(model, tower, settings, budget).unwrap(), lessons)
+    }
 }
 
 fn cpu() -> Arc<dyn Backend> {
@@ -247,7 +247,7 @@ fn every_weight_agrees_with_central_differences() {
     lessons.retain(|lesson| !lesson.prompt.images.is_empty());
     lessons.truncate(1);
     lessons[0].tokens.truncate(4);
-    lessons = alike(lessons);
+    Lesson::count_alike(&mut lessons);
     trainer.differentiate(&lessons).unwrap();
     let slopes: Vec<(String, Vec<f64>)> =
         trainer.gradients().into_iter().map(|(name, gradient)| (name, gradient.to_f64())).collect();
@@ -323,6 +323,89 @@ fn what_counts_is_learned_by_its_weight() {
     }
     let odd = [lesson(prompt, tokens, vec![1.0; 2])];
     assert!(trainer.supervise(&odd).unwrap_err().to_string().contains("lesson 0"));
+}
+
+/// Checkpoints are models with an optimiser beside them; fused weights, frozen towers and those that never learn included.
+#[test]
+fn a_whole_model_goes_on_bit_for_bit() {
+    for (name, tower) in [("qwen2_5_vl", true), ("qwen2_5_vl", false), ("internvl3", false), ("qwen3", true)]
+    {
+        let case = Case::read(name);
+        let (mut straight, lessons) = class(&case, cpu(), tower, 4096);
+        let mut expected: Vec<_> = (0..4).map(|_| straight.supervise(&lessons).unwrap()).collect();
+        let (mut trainer, _) = class(&case, cpu(), tower, 4096);
+        let home = tempfile::tempdir().unwrap();
+        let source = ModelFolder::at(case.model());
+        for step in 1..=2 {
+            trainer.supervise(&lessons).unwrap();
+            save_full(&trainer, &source, home.path(), step, 2, &serde_json::json!({"cursor": step})).unwrap();
+        }
+        let found = Saved::latest(home.path(), |warning| panic!("{warning}")).unwrap().unwrap();
+        let again = load(found.folder());
+        for ((name, ours), (_, read)) in trainer.model().parameters().iter().zip(again.parameters()) {
+            assert!(ours.bytes() == read.bytes(), "{} {name}", case.name);
+        }
+        drop(trainer);
+        let model = Model::load(&case.model(), cpu(), None).unwrap();
+        let mut resumed = found.full_trainer(model, tower, settings(), 4096).unwrap();
+        let rest: Vec<_> = (2..4).map(|_| resumed.supervise(&lessons).unwrap()).collect();
+        assert_eq!(rest, expected.split_off(2), "{name}");
+        for ((name, ours), (_, theirs)) in
+            resumed.model().parameters().iter().zip(straight.model().parameters())
+        {
+            assert!(ours.bytes() == theirs.bytes(), "{} {name}", case.name);
+        }
+        assert_eq!(resumed.counts(), straight.counts());
+
+        let other = Case::read(if name == "qwen3" { "qwen2" } else { "qwen3" });
+        let other = Model::load(&other.model(), cpu(), None).unwrap();
+        let refusal = found.full_trainer(other, false, settings(), 4096).unwrap_err().to_string();
+        assert!(refusal.contains("of another model") || refusal.contains("missing"), "{refusal}");
+    }
+}
+
+/// On a device three steps err as plain arithmetic errs that rounds to bf16 where a device does, times two at most: in
+/// gradients, in losses, and in how far each weight has come.
+#[cfg(feature = "emu")]
+#[test]
+fn a_device_learns_every_weight_as_plain_bf16_does() {
+    use pellucid::backend::gpu::{Emulator, Gpu, Settings};
+    let device = || -> Arc<dyn Backend> {
+        let settings = Settings { checked: false, ..Settings::default() };
+        Arc::new(Gpu::new(Emulator::new(settings).unwrap()))
+    };
+    let far = |ours: &[f64], truth: &[f64]| {
+        let off: Vec<f64> = ours.iter().zip(truth).map(|(a, b)| a - b).collect();
+        norm(&off) / norm(truth)
+    };
+    for case in ["qwen2_5_vl", "qwen3"].map(Case::read) {
+        let run = |backend: Arc<dyn Backend>| {
+            let (mut trainer, mut lessons) = class(&case, backend, true, 4096);
+            lessons.truncate(2);
+            Lesson::count_alike(&mut lessons);
+            let losses: Vec<f64> = (0..3).map(|_| trainer.supervise(&lessons).unwrap().loss).collect();
+            (losses, gradients(&trainer))
+        };
+        let (losses, device) = run(device());
+        let (true_losses, truth) = run(Arc::new(Plain::<f64>::default()));
+        let (plain_losses, plain) =
+            run(Arc::new(narrow::Narrow { inner: Plain::<f32>::default(), out: Dtype::BF16 }));
+        let (ours, theirs) = (far(&losses, &true_losses), far(&plain_losses, &true_losses));
+        assert!(
+            ours <= 2.0 * theirs + 2e-3,
+            "{}: {losses:?} for {true_losses:?}, plain {plain_losses:?}",
+            case.name
+        );
+        assert!(true_losses[2] < true_losses[0]);
+        for (name, truth) in &truth {
+            let (ours, theirs) = (far(&device[name], truth), far(&plain[name], truth));
+            assert!(
+                ours <= 2.0 * theirs + 2e-3,
+                "{} {name}: off by {ours:e}, plain bf16 by {theirs:e}",
+                case.name
+            );
+        }
+    }
 }
 
 /// A frozen tower stays as it is, and the decoder learns what it would have.

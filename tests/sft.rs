@@ -49,11 +49,45 @@ fn metrics(out: &Path) -> Vec<Value> {
 
 #[test]
 fn a_killed_run_ends_as_one_that_was_not() {
+    ends_as_one_that_was_not(&[], 20, "adapter_model.safetensors");
+}
+
+/// Every weight trained, and the image tower's too: checkpoints are models.
+#[test]
+fn a_killed_run_of_a_whole_model_ends_as_one_that_was_not() {
+    let folder = ends_as_one_that_was_not(&["captioner.full=true"], 8, "model.safetensors");
+    let checkpoint = folder.path().join(format!("straight/checkpoint-{STEPS}"));
+    let checkpoint = checkpoint.to_str().expect("is text");
+    let generate = ["generate", checkpoint, "--raw", "--prompt", "number 1 is", "--max-tokens", "3"];
+    let (code, stdout, stderr) = pellucid(&generate);
+    assert!(code == Some(0) && stdout.contains("odd"), "{stdout} {stderr}");
+    // What a trainer left beside a model is no part of the model that is made of it.
+    let out = folder.path().join("again");
+    let again = format!("run.out={}", out.display());
+    let model = format!("captioner.model={checkpoint:?}");
+    let config = folder.path().join("run.toml");
+    let config = config.to_str().expect("is text");
+    let more = ["captioner.full=true", "captioner.freeze_tower=true", "run.steps=1", "run.save_every=1"];
+    let (code, _, stderr) = pellucid(&[&["sft", "-c", config, &again, &model], &more[..]].concat());
+    assert_eq!(code, Some(0), "{stderr}");
+    // An adapter's run does not go on with a whole model, nor the other way round.
+    let (code, _, stderr) = pellucid(&["sft", "-c", config, &again, "run.steps=2", "--resume", "latest"]);
+    assert!(code == Some(1) && stderr.contains("adapter_config.json"), "{stderr}");
+}
+
+/// Runs to the end, and again with so many kills; gives the folder of both.
+fn ends_as_one_that_was_not(changes: &[&str], most: u32, weights: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("there is room");
     let config = prepare(folder.path());
     let [straight, killed] = ["straight", "killed"].map(|name| folder.path().join(name));
     let out = |path: &Path| format!("run.out={}", path.display());
-    let (code, stdout, stderr) = pellucid(&["sft", "-c", &config, &out(&straight), "--json"]);
+    let sft = |path: &Path, more: &[&str]| -> Vec<String> {
+        let fixed = ["sft", "-c", &config, &out(path)];
+        [&fixed[..], changes, more].concat().into_iter().map(str::to_owned).collect()
+    };
+    let pellucid =
+        |arguments: Vec<String>| pellucid(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let (code, stdout, stderr) = pellucid(sft(&straight, &["--json"]));
     assert_eq!(code, Some(0), "{stderr}");
     let summary: Value = serde_json::from_str(stdout.lines().last().expect("a line")).expect("is JSON");
     assert_eq!(summary["step"], STEPS);
@@ -67,7 +101,7 @@ fn a_killed_run_ends_as_one_that_was_not() {
         let last = format!("checkpoint-{STEPS}");
         let names = [
             "metrics.jsonl".to_owned(),
-            format!("{last}/adapter_model.safetensors"),
+            format!("{last}/{weights}"),
             format!("{last}/optimizer.safetensors"),
         ];
         for name in names {
@@ -76,10 +110,10 @@ fn a_killed_run_ends_as_one_that_was_not() {
     };
     // How long it lives is drawn. A run that comes to its end is looked at, and the next begins.
     let (mut state, mut kills) = (12345u32, 0);
-    while kills < 20 {
+    while kills < most {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         let mut child = Command::new(env!("CARGO_BIN_EXE_pellucid"))
-            .args(["sft", "-c", &config, &out(&killed), "--resume", "latest", "--quiet"])
+            .args(sft(&killed, &["--resume", "latest", "--quiet"]))
             .stderr(Stdio::null())
             .spawn()
             .expect("starts");
@@ -93,15 +127,16 @@ fn a_killed_run_ends_as_one_that_was_not() {
             fs::remove_dir_all(&killed).expect("is there");
         }
     }
-    let (code, _, stderr) = pellucid(&["sft", "-c", &config, &out(&killed), "--resume", "latest"]);
+    let (code, _, stderr) = pellucid(sft(&killed, &["--resume", "latest"]));
     assert_eq!(code, Some(0), "{stderr}");
     same(&killed);
 
     // A finished run has nothing left to do, and a new one does not write over it.
-    let (code, ..) = pellucid(&["sft", "-c", &config, &out(&straight), "--resume", "latest"]);
+    let (code, ..) = pellucid(sft(&straight, &["--resume", "latest"]));
     assert_eq!((code, metrics(&straight)), (Some(0), lines));
-    let (code, _, stderr) = pellucid(&["sft", "-c", &config, &out(&straight)]);
+    let (code, _, stderr) = pellucid(sft(&straight, &[]));
     assert!(code == Some(1) && stderr.contains("--resume latest"), "{stderr}");
+    folder
 }
 
 #[test]

@@ -17,6 +17,7 @@ mod merge;
 mod model;
 mod pretrain;
 mod picture;
+mod pupil;
 mod records;
 mod rollout;
 mod run;

@@ -1,33 +1,30 @@
-//! `pellucid sft`: supervised learning of an adapter, before reinforcement or instead of it.
+//! `pellucid sft`: supervised learning, before reinforcement or instead of it.
 
 use super::Global;
+use super::pupil::Pupil;
 use super::records::{Lines, PromptRecord};
 use super::run::{Folder, metrics};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use pellucid::engine::{Features, Input};
 use pellucid::format::ModelFolder;
-use pellucid::format::adapter::Adapter as AdapterFile;
 use pellucid::model::Model;
 use pellucid::prompt::message::{Content, Message};
-use pellucid::prompt::reader::{ImageOptions, Reader, Words};
+use pellucid::prompt::reader::{ImageOptions, ReadPrompt, Reader, Words};
 use pellucid::prompt::template::RenderOptions;
 use pellucid::rl::config::Config;
 use pellucid::task::data::{Cursor, Order};
-use pellucid::train::{Lora, Sample, Trainer, save};
 use serde::Deserialize;
 use serde_json::json;
 use std::{
     io::{IsTerminal, Write},
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
-/// Train an adapter on given completions, by cross-entropy over their tokens
+/// Train an adapter, or a whole small model, on given completions, by cross-entropy over their tokens
 ///
 /// Lines of data.train hold a prompt ("messages", "prompt" or "prompt_token_ids", with "images" where there are some)
 /// and "completion" or "completion_token_ids"; or "messages" whose last is the assistant's. A completion in words is
-/// followed by the model's end token.
+/// followed by the model's end token. With captioner.full every weight learns, and checkpoints are models.
 ///
 /// Example: pellucid sft -c run.toml optim.lr=2e-4 --resume latest
 #[derive(Debug, clap::Args)]
@@ -57,7 +54,7 @@ struct Record {
 pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     let config = Config::read(&arguments.config, &arguments.changes)?;
     let source = ModelFolder::find(&config.captioner.model)?;
-    let model = Arc::new(Model::load(source.path(), global.device.open(global.threads)?, None)?);
+    let model = Model::load(source.path(), global.device.open(global.threads)?, None)?;
     let options = ImageOptions {
         min_pixels: config.captioner.min_pixels,
         max_pixels: config.captioner.max_pixels,
@@ -65,29 +62,27 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     };
     let reader = Reader::open(&source, &model.config, options)?;
     let end = source.eos(&model.config)?.first().copied();
-    let samples = samples(&model, &reader, end, &config.data.train)?;
+    let lessons = Lessons { reader: &reader, end, path: &config.data.train };
     let folder = Folder::find(&config, arguments.resume.as_deref())?;
+    let mut pupil = Pupil::begin(&config, model, source, &lessons, folder.checkpoint.as_ref())?;
     folder.begin(&config)?;
-    let (mut trainer, mut step, mut cursor) = match &folder.checkpoint {
+    let (mut step, mut cursor) = match &folder.checkpoint {
         Some(checkpoint) => {
-            let trainer = checkpoint.trainer(model.clone(), config.train_settings()?)?;
             let cursor = serde_json::from_value(checkpoint.state.run["cursor"].clone())
                 .context("the checkpoint does not say where in its data the run was")?;
-            (trainer, checkpoint.state.global_step, cursor)
+            (checkpoint.state.global_step, cursor)
         }
-        None => (begin(&config, &model)?, 0, Cursor::default()),
+        None => (0, Cursor::default()),
     };
     let hidden = global.quiet || !std::io::stderr().is_terminal();
     let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
     let bar = ProgressBar::with_draw_target(Some(config.run.steps), target)
         .with_style(ProgressStyle::with_template("{bar:30} step {pos}/{len}, {msg}, {elapsed}, {eta} left")?)
         .with_position(step);
-    let mut order = Order::new(config.seed, samples.len(), config.data.shuffle);
+    let mut order = Order::new(config.seed, pupil.lessons(), config.data.shuffle);
     let mut last = None;
     while step < config.run.steps {
-        let taken = order.take(&mut cursor, config.optim.prompts_per_step);
-        let batch: Vec<Sample> = taken.into_iter().map(|at| samples[at].clone()).collect();
-        let stats = trainer.supervise(&batch)?;
+        let stats = pupil.learn(&order.take(&mut cursor, config.optim.prompts_per_step))?;
         step += 1;
         if let (Some(name), false) = (&stats.bad, global.quiet) {
             eprintln!("step {step}: the gradient of {name} is not finite; the step is not taken");
@@ -97,8 +92,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
         bar.set_message(format!("loss {:.4}", stats.loss));
         bar.set_position(step);
         if step % config.run.save_every == 0 || step == config.run.steps {
-            let state = json!({"cursor": cursor});
-            save(&trainer, &config.run.out, step, config.run.keep, &state)?;
+            pupil.save(&config.run, step, &json!({"cursor": cursor}))?;
         }
         last = Some(line);
     }
@@ -108,69 +102,59 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
         let summary = json!({"step": step, "checkpoint": out, "last": last});
         writeln!(std::io::stdout(), "{summary}")?;
     } else if !global.quiet {
-        eprintln!("{step} steps; the adapter is in {}", out.display());
+        let what = if config.captioner.full { "model" } else { "adapter" };
+        eprintln!("{step} steps; the {what} is in {}", out.display());
     }
     Ok(())
 }
 
-fn begin(config: &Config, model: &Arc<Model>) -> Result<Trainer> {
-    let lora = match &config.captioner.adapter {
-        Some(path) => Lora::of(&model.config, &AdapterFile::open(path)?)?,
-        None => {
-            let spec = config.captioner.lora.spec(&config.captioner.model)?;
-            Lora::fresh(&model.config, spec, config.seed)?
-        }
-    };
-    Ok(Trainer::new(model.clone(), lora, config.train_settings()?)?)
-}
-
-/// Every line of a file as a completion to learn.
-fn samples(model: &Model, reader: &Reader, end: Option<u32>, path: &Path) -> Result<Vec<Sample>> {
-    let base = path.parent().unwrap_or(Path::new(""));
-    let mut features = Features::default();
-    let mut samples = Vec::new();
-    for line in Lines::<Record>::open(path)? {
-        let (place, record) = line?;
-        let number = samples.len() as u64;
-        let sample = sample(model, reader, end, record, base, number, &mut features);
-        samples.push(sample.with_context(|| place.to_string())?);
-    }
-    if samples.is_empty() {
-        bail!("{} holds no lines to learn from", path.display());
-    }
-    Ok(samples)
-}
-
-fn sample(
-    model: &Model,
-    reader: &Reader,
+/// The lines of a file, each a prompt and a completion to learn.
+pub(crate) struct Lessons<'a> {
+    reader: &'a Reader,
+    /// What ends a completion in words.
     end: Option<u32>,
-    record: Record,
-    base: &Path,
-    number: u64,
-    features: &mut Features,
-) -> Result<Sample> {
-    let (_, mut words, images) = record.prompt.into_parts(number)?;
-    let answer = match (&mut words, record.completion.is_none() && record.completion_token_ids.is_none()) {
-        (Words::Messages(messages), true) => Some(spoken(messages)?),
-        _ => record.completion,
-    };
-    let tokens = match (answer, record.completion_token_ids) {
-        (Some(text), None) => {
-            let mut tokens = reader.tokenizer().encode(&text)?;
-            tokens.extend(end);
-            tokens
+    path: &'a Path,
+}
+
+impl Lessons<'_> {
+    /// Gives every line to `take`.
+    pub(crate) fn each(&self, mut take: impl FnMut(ReadPrompt, Vec<u32>) -> Result<()>) -> Result<()> {
+        let base = self.path.parent().unwrap_or(Path::new(""));
+        let mut number = 0;
+        for line in Lines::<Record>::open(self.path)? {
+            let (place, record) = line?;
+            let taken = self.read(record, base, number).and_then(|(read, tokens)| take(read, tokens));
+            taken.with_context(|| place.to_string())?;
+            number += 1;
         }
-        (None, Some(ids)) => ids,
-        _ => bail!("give one of completion, completion_token_ids and a last message of the assistant"),
-    };
-    if tokens.is_empty() {
-        bail!("the completion has no tokens; there is nothing to learn");
+        if number == 0 {
+            bail!("{} holds no lines to learn from", self.path.display());
+        }
+        Ok(())
     }
-    let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
-    let read = reader.read(&words, &images, base, &options)?;
-    let input = Arc::new(Input::prepare_with(model, &read, features).context("cannot prepare the prompt")?);
-    Ok(Sample { input, tokens, old: Vec::new(), advantage: 1.0, part: 0 })
+
+    fn read(&self, record: Record, base: &Path, number: u64) -> Result<(ReadPrompt, Vec<u32>)> {
+        let (_, mut words, images) = record.prompt.into_parts(number)?;
+        let answer = match (&mut words, record.completion.is_none() && record.completion_token_ids.is_none())
+        {
+            (Words::Messages(messages), true) => Some(spoken(messages)?),
+            _ => record.completion,
+        };
+        let tokens = match (answer, record.completion_token_ids) {
+            (Some(text), None) => {
+                let mut tokens = self.reader.tokenizer().encode(&text)?;
+                tokens.extend(self.end);
+                tokens
+            }
+            (None, Some(ids)) => ids,
+            _ => bail!("give one of completion, completion_token_ids and a last message of the assistant"),
+        };
+        if tokens.is_empty() {
+            bail!("the completion has no tokens; there is nothing to learn");
+        }
+        let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+        Ok((self.reader.read(&words, &images, base, &options)?, tokens))
+    }
 }
 
 /// Takes the assistant's last message off.

@@ -1,15 +1,14 @@
 //! An adapter worked into the weights it was made for: a plain checkpoint that needs no adapter.
 
 use super::adapter::{Adapter, Pair, canonical_module};
-use super::save::replace_folder;
+use super::save::{copy_beside, replace_folder, write_views};
 use super::weights::{Checkpoint, FileDtype, TensorView};
 use crate::error::{Error, Result};
 use half::{bf16, f16};
 use safetensors::View;
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs::{self, File};
 use std::path::Path;
 
 /// Writes the checkpoint in `model` to `out` with the adapter's product added to every weight it touches, rounded once
@@ -40,29 +39,8 @@ pub fn merge(model: &Path, adapter: &Adapter, out: &Path) -> Result<usize> {
         return Err(Error::file(adapter.file(), what));
     }
     replace_folder(out, |fresh| {
-        for entry in
-            fs::read_dir(model).map_err(|cause| Error::file_because(model, "cannot be read", cause))?
-        {
-            let path = entry.map_err(|cause| Error::file_because(model, "cannot be read", cause))?.path();
-            let name = path.file_name().unwrap_or_default();
-            let weights = shards.contains_key(name) || path.extension() == Some(OsStr::new("bin"));
-            if path.is_file() && !weights {
-                fs::copy(&path, fresh.join(name))
-                    .map_err(|cause| Error::file_because(&path, "cannot be copied", cause))?;
-            }
-        }
-        for (name, tensors) in shards {
-            let path = fresh.join(name);
-            let unwritable = |cause| Error::file_because(&path, "cannot be written", cause);
-            let mode =
-                File::create(&path).and_then(|file| file.metadata()).map_err(unwritable)?.permissions();
-            let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-            safetensors::serialize_to_file(tensors, Some(metadata), &path)
-                .map_err(|cause| Error::file_because(&path, "cannot be written", cause))?;
-            fs::set_permissions(&path, mode).map_err(unwritable)?;
-            File::open(&path).and_then(|file| file.sync_all()).map_err(unwritable)?;
-        }
-        Ok(())
+        copy_beside(model, fresh, |_, bytes| Ok(Some(bytes)))?;
+        shards.into_iter().try_for_each(|(name, tensors)| write_views(&fresh.join(name), tensors))
     })?;
     Ok(changed)
 }

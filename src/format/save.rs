@@ -1,11 +1,13 @@
 //! Writing so that a reader who arrives at any moment finds all of it or what was there before.
 
+use super::json::read_bytes;
 use super::weights::FileDtype;
 use crate::error::{Error, Result};
 use crate::tensor::{Dtype, Tensor};
 use safetensors::View;
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
@@ -55,14 +57,49 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
 /// Writes tensors on the host as safetensors and waits until they are on the disk.
 pub fn write_tensors(path: &Path, tensors: Vec<(String, &Tensor)>) -> Result<()> {
     let wrapped = tensors.into_iter().map(|(name, tensor)| Ok((name, Stored::new(tensor)?)));
-    let wrapped = wrapped.collect::<Result<Vec<_>>>()?;
+    write_views(path, wrapped.collect::<Result<Vec<_>>>()?)
+}
+
+/// As [`write_tensors`], of anything that can be seen as a tensor.
+pub(super) fn write_views<N: AsRef<str> + Ord + Display, V: View>(
+    path: &Path,
+    views: Vec<(N, V)>,
+) -> Result<()> {
     // The crate's writer makes private files; these are as public as any other.
     let mode = File::create(path).and_then(|file| file.metadata()).map(|metadata| metadata.permissions());
     let mode = mode.map_err(|cause| unwritable(path, cause))?;
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize_to_file(wrapped, Some(metadata), path)
+    safetensors::serialize_to_file(views, Some(metadata), path)
         .map_err(|cause| Error::file_because(path, UNWRITABLE, cause))?;
     fs::set_permissions(path, mode).and_then(|()| sync(path)).map_err(|cause| unwritable(path, cause))
+}
+
+/// What a trainer says of itself beside the weights it leaves.
+pub const TRAINER_STATE: &str = "trainer_state.json";
+
+/// How files end that hold weights.
+const WEIGHTS: [&str; 8] = [".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"];
+
+/// Copies what lies beside a model's weights: configuration, tokenizer, templates, licences, and nothing that a trainer
+/// left there. `change` may write a file anew, or leave it out.
+pub fn copy_beside(
+    from: &Path,
+    to: &Path,
+    mut change: impl FnMut(&str, Vec<u8>) -> Result<Option<Vec<u8>>>,
+) -> Result<()> {
+    let unreadable = |cause| Error::file_because(from, "cannot be read", cause);
+    for entry in fs::read_dir(from).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let is_beside = name != TRAINER_STATE && !WEIGHTS.iter().any(|end| name.ends_with(end));
+        if is_beside
+            && path.is_file()
+            && let Some(bytes) = change(&name, read_bytes(&path)?)?
+        {
+            write_file(&to.join(name), &bytes)?;
+        }
+    }
+    Ok(())
 }
 
 const UNWRITABLE: &str = "cannot be written; what was there before is as it was";

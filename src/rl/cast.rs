@@ -10,6 +10,7 @@ use super::stage::{Reasoner, Stage};
 use crate::backend::Backend;
 use crate::engine::{Limits, Sampling};
 use crate::error::{Error, Result};
+use crate::format::ModelConfig;
 use crate::format::adapter::Adapter as AdapterFile;
 use crate::model::{MemoryPlan, Model, Tenant, divide, pages_for, train_bytes};
 use crate::prompt::reader::ImageOptions;
@@ -95,7 +96,7 @@ impl Cast {
         let Model { config: model, backend, decoder, .. } = &*self.policy.model;
         let (dtype, cache) = (backend.activation(), decoder.cache_dtype(&**backend));
         let rows = config.optim.microbatch_tokens;
-        let trained: usize = first(&self.policy, config)?.tensors().map(Tensor::len).sum();
+        let trained: usize = first(&self.policy.model.config, config)?.tensors().map(Tensor::len).sum();
         // A master, two averages and a gradient in f32, and the two copies that run.
         let adapter = trained * (4 * 4 + 2 * dtype.size());
         Ok((train_bytes(&model.decoder, dtype, cache, rows) + adapter) as u64)
@@ -195,8 +196,7 @@ impl Memory {
 }
 
 /// The adapter a run begins with.
-pub fn first(policy: &Player, config: &Config) -> Result<Lora> {
-    let model = &policy.model.config;
+pub fn first(model: &ModelConfig, config: &Config) -> Result<Lora> {
     match &config.captioner.adapter {
         Some(path) => Lora::of(model, &AdapterFile::open(path)?),
         None => Lora::fresh(model, config.captioner.lora.spec(&config.captioner.model)?, config.seed),

@@ -57,6 +57,12 @@ pub struct Captioner {
     /// A new adapter, where there is none to begin with.
     #[serde(default)]
     pub lora: LoraConfig,
+    /// Every weight is trained instead of an adapter; for `sft` of small models.
+    #[serde(default)]
+    pub full: bool,
+    /// With `full`: the image tower stays as it is.
+    #[serde(default)]
+    pub freeze_tower: bool,
     /// Smallest area of a picture after resizing.
     pub min_pixels: Option<usize>,
     /// Largest area of a picture after resizing.
@@ -350,6 +356,16 @@ impl Config {
                 self.captioner.lora.dropout
             ));
         }
+        if self.captioner.full && self.captioner.adapter.is_some() {
+            return refuse(
+                "captioner.full trains weights, captioner.adapter an adapter; give one of them".into(),
+            );
+        }
+        if self.captioner.freeze_tower && !self.captioner.full {
+            return refuse(
+                "captioner.freeze_tower says nothing without captioner.full: an adapter has no tower".into(),
+            );
+        }
         let counts = [
             ("run.steps", self.run.steps as usize),
             ("run.save_every", self.run.save_every as usize),
@@ -566,6 +582,8 @@ mod tests {
             assert!(refusal(LEAST, &[shaped, bounded]).contains("out of 0 to 1"));
         }
         assert!(refusal(LEAST, &["captioner.lora.dropout=0.1"]).contains("only 0"));
+        assert!(refusal(LEAST, &["captioner.freeze_tower=true"]).contains("captioner.full"));
+        assert!(refusal(LEAST, &["captioner.full=true", "captioner.adapter=a"]).contains("one of them"));
         assert!(refusal(LEAST, &["run.steps=0"]).contains("run.steps"));
         assert!(refusal(LEAST, &["optim.lr=-1"]).contains("lr -1"));
         assert!(refusal(LEAST, &["optim"]).contains("key=value"));

@@ -120,6 +120,11 @@ impl<'m> Run<'m> {
         memory: &Memory,
         checkpoint: Option<&Checkpoint>,
     ) -> Result<(Self, Vec<Fault>)> {
+        if config.captioner.full {
+            let what =
+                "captioner.full is for sft; reinforcement trains an adapter, whose base is the reference";
+            return Err(Error::caller("train", what));
+        }
         let model = &cast.policy.model;
         let mut stage = cast.stage(config, memory)?;
         let (trainer, state) = match checkpoint {
@@ -132,7 +137,7 @@ impl<'m> Run<'m> {
                 (trainer, RunState { step: checkpoint.state.global_step, ..state })
             }
             None => (
-                Trainer::new(model.clone(), first(&cast.policy, config)?, config.train_settings()?)?,
+                Trainer::new(model.clone(), first(&model.config, config)?, config.train_settings()?)?,
                 RunState::default(),
             ),
         };

@@ -1,24 +1,24 @@
 //! What a run leaves behind so that it can go on as if nothing had happened.
 //!
-//! `checkpoint-<step>/` is a PEFT adapter with the optimiser's averages and `trainer_state.json` beside it. The state
-//! holds a hash of every other file and is looked at first: a folder is whole or it is passed over.
+//! `checkpoint-<step>/` is a PEFT adapter, or a whole model, with the optimiser's averages and `trainer_state.json` beside
+//! it. The state holds a hash of every other file and is looked at first: a folder is whole or it is passed over.
 
+use super::full::FullTrainer;
 use super::lora::Lora;
-use super::optimiser::OptimiserState;
+use super::optimiser::{OptimiserSettings, OptimiserState};
 use super::trainer::{TrainSettings, Trainer};
 use crate::error::{Error, Result};
-use crate::format::Checkpoint as Tensors;
 use crate::format::adapter::Adapter as AdapterFile;
-use crate::format::save::{replace_folder, write_file, write_tensors};
+use crate::format::save::{TRAINER_STATE, replace_folder, write_file, write_tensors};
+use crate::format::{Checkpoint as Tensors, ModelFolder};
 use crate::model::{Model, host_tensor};
-use crate::tensor::Dtype;
+use crate::tensor::{Dtype, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-const STATE: &str = "trainer_state.json";
 const AVERAGES: &str = "optimizer.safetensors";
 const PREFIX: &str = "checkpoint-";
 
@@ -46,7 +46,7 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Opens a checkpoint, if every byte of it is as it was written.
     pub fn open(folder: &Path) -> Result<Self> {
-        let path = folder.join(STATE);
+        let path = folder.join(TRAINER_STATE);
         let bytes = read(&path)?;
         let state: State = serde_json::from_slice(&bytes)
             .map_err(|cause| Error::file_because(&path, "is no state of a trainer", cause))?;
@@ -85,10 +85,29 @@ impl Checkpoint {
     pub fn trainer(&self, model: Arc<Model>, settings: TrainSettings) -> Result<Trainer> {
         let lora = self.lora(&model)?;
         let mut trainer = Trainer::new(model, lora, settings)?;
-        let averages = Tensors::open_file(&self.folder.join(AVERAGES))?;
+        let averages = self.averages()?;
         let average = |name: &str| host_tensor(&averages.view(name)?, Dtype::F32);
         trainer.restore(&self.state.optimizer, average)?;
         Ok(trainer)
+    }
+
+    /// The trainer of a whole model that wrote it; `model` is the one that training began with.
+    pub fn full_trainer(
+        &self,
+        model: Model,
+        tower: bool,
+        settings: OptimiserSettings,
+        microbatch_tokens: usize,
+    ) -> Result<FullTrainer> {
+        let mut trainer = FullTrainer::new(model, tower, settings, microbatch_tokens)?;
+        let averages = self.averages()?;
+        let average = |name: &str| host_tensor(&averages.view(name)?, Dtype::F32);
+        trainer.restore(&Tensors::open(&self.folder)?, &self.state.optimizer, average)?;
+        Ok(trainer)
+    }
+
+    fn averages(&self) -> Result<Tensors> {
+        Tensors::open_file(&self.folder.join(AVERAGES))
     }
 }
 
@@ -100,10 +119,35 @@ pub fn save(
     keep: usize,
     more: &serde_json::Value,
 ) -> Result<PathBuf> {
+    let lora = trainer.lora()?;
+    write(run, step, keep, more, trainer.counts(), trainer.averages()?, |fresh| lora.write_files(fresh))
+}
+
+/// As [`save`], of a whole model in f32; `source` is the folder it was loaded from.
+pub fn save_full(
+    trainer: &FullTrainer,
+    source: &ModelFolder,
+    run: &Path,
+    step: u64,
+    keep: usize,
+    more: &serde_json::Value,
+) -> Result<PathBuf> {
+    let weights = |fresh: &Path| trainer.write_files(fresh, source);
+    write(run, step, keep, more, trainer.counts(), trainer.averages()?, weights)
+}
+
+fn write(
+    run: &Path,
+    step: u64,
+    keep: usize,
+    more: &serde_json::Value,
+    optimizer: OptimiserState,
+    averages: Vec<(String, Tensor)>,
+    weights: impl FnOnce(&Path) -> Result<()>,
+) -> Result<PathBuf> {
     let folder = run.join(format!("{PREFIX}{step}"));
-    let (lora, averages) = (trainer.lora()?, trainer.averages()?);
     replace_folder(&folder, |fresh| {
-        lora.write_files(fresh)?;
+        weights(fresh)?;
         let averages = averages.iter().map(|(name, tensor)| (name.clone(), tensor)).collect();
         write_tensors(&fresh.join(AVERAGES), averages)?;
         let mut files = BTreeMap::new();
@@ -111,10 +155,10 @@ pub fn save(
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             files.insert(name, blake3::hash(&read(&path)?).to_hex().to_string());
         }
-        let state = State { global_step: step, optimizer: trainer.counts(), run: more.clone(), files };
+        let state = State { global_step: step, optimizer, run: more.clone(), files };
         let text = serde_json::to_vec_pretty(&state)
             .map_err(|cause| Error::internal("checkpoint", format!("the state is no JSON: {cause}")))?;
-        write_file(&fresh.join(STATE), &text)
+        write_file(&fresh.join(TRAINER_STATE), &text)
     })?;
     let saved = all(run)?;
     for (_, old) in saved.iter().take(saved.len().saturating_sub(keep.max(1))) {

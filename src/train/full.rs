@@ -25,6 +25,16 @@ pub struct Lesson {
     pub weights: Vec<f64>,
 }
 
+impl Lesson {
+    /// Lets every token count alike, and all of them together 1.
+    pub fn count_alike(lessons: &mut [Lesson]) {
+        let tokens: usize = lessons.iter().map(|lesson| lesson.tokens.len()).sum();
+        for lesson in lessons {
+            lesson.weights = vec![1.0 / tokens as f64; lesson.tokens.len()];
+        }
+    }
+}
+
 /// The loss: −log p of each token times its weight, all of them added up.
 struct Weighted<'a>(&'a [Lesson]);
 
@@ -71,11 +81,11 @@ impl Loss for Weighted<'_> {
 /// Trains a model that it owns.
 #[derive(Debug)]
 pub struct FullTrainer {
-    learner: Learner,
+    pub(super) learner: Learner,
     gradients: Gradients,
     /// None of a tower that is frozen.
-    tower: Option<TowerGradients>,
-    optimiser: Optimiser,
+    pub(super) tower: Option<TowerGradients>,
+    pub(super) optimiser: Optimiser,
     microbatch_tokens: usize,
 }
 
@@ -100,10 +110,12 @@ impl FullTrainer {
         for weight in model.parameters_mut() {
             *weight = backend.upload(backend.download(weight)?.copied(dtype)?)?;
         }
-        let (mut names, mut weights) = (Vec::new(), Vec::new());
+        let (mut names, mut weights) = (Vec::<String>::new(), Vec::new());
         let listed = if tower.is_some() { model.parameters() } else { model.decoder.parameters() };
         for (name, weight) in listed {
-            names.push(name);
+            // Parts of a fused weight have its name in common; their averages need names of their own.
+            let parts = names.iter().filter(|other| other.split('#').next() == Some(&name)).count();
+            names.push(if parts == 0 { name } else { format!("{name}#{parts}") });
             weights.push(backend.download(weight)?);
         }
         let optimiser = Optimiser::new(&*backend, settings, names, &weights)?;

@@ -8,8 +8,9 @@ pub mod objective;
 mod optimiser;
 mod pack;
 mod trainer;
+mod whole;
 
-pub use checkpoint::{Checkpoint, State, save};
+pub use checkpoint::{Checkpoint, State, save, save_full};
 pub use full::{FullTrainer, Lesson};
 pub use learner::{Learner, Reading, Sample};
 pub use lora::{Lora, LoraSpec};

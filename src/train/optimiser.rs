@@ -255,6 +255,17 @@ impl Optimiser {
         self.masters.iter().map(|tensor| backend.download(tensor)).collect()
     }
 
+    /// Puts others in the masters' place, host tensors of the same shapes.
+    pub fn replace(&mut self, backend: &dyn Backend, masters: Vec<Tensor>) -> Result<()> {
+        for (master, other) in self.masters.iter_mut().zip(masters) {
+            if master.shape() != other.shape() {
+                return Err(Error::internal(OP, format!("{other:?} in place of {master:?}")));
+            }
+            *master = backend.upload(other.copied(master.dtype())?)?;
+        }
+        Ok(())
+    }
+
     /// Names and averages, on the host.
     pub fn averages(&self, backend: &dyn Backend) -> Result<Vec<(String, Tensor)>> {
         let mut all = Vec::with_capacity(2 * self.names.len());

@@ -228,7 +228,7 @@ impl TowerBlock {
     ) -> Result<()> {
         let rows = input.rows();
         let like = |tensor: &Tensor| backend.alloc(tensor.dtype(), tensor.shape());
-        let mut lse = backend.alloc(input.dtype(), &[rows, around.heads])?;
+        let mut lse = backend.alloc(backend.statistic(), &[rows, around.heads])?;
         let (normed, states, attended) = self.look(backend, input, around, Some(&mut lse))?;
         let mut hidden = copy(backend, input)?;
         backend.linear(&mut hidden, &attended, &self.projection.plain(), Epilogue::Add)?;
