@@ -163,7 +163,10 @@ impl TextStream<'_> {
         let certain = trim_unfinished(&text);
         let fresh = text.get(self.emitted..certain).unwrap_or_default().to_owned();
         self.emitted = self.emitted.max(certain);
-        if certain == text.len() {
+        if fresh.is_empty() && self.read > 0 && certain == text.len() {
+            // A skipped token is no context: behind it, what joins words would see the beginning of a text.
+            self.ids.pop();
+        } else if certain == text.len() {
             self.slide(self.ids.len())?;
         } else if self.ids.len() - self.read > LONG_WINDOW {
             self.cut_long_window(&text)?;
