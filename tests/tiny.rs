@@ -10,6 +10,7 @@ use pellucid::prompt::image::Arithmetic;
 use pellucid::prompt::message::{ImageReference, Message};
 use pellucid::prompt::reader::{ImageOptions, Reader, Words};
 use pellucid::prompt::template::RenderOptions;
+use pellucid::task::school::Exam;
 use pellucid::task::world::*;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -59,6 +60,47 @@ fn their_tokens_are_the_words_of_the_world() {
             "the unknown"
         );
     }
+}
+
+/// Text comes word by word as it would all at once, special tokens among the words or not.
+#[test]
+fn a_stream_of_words_is_their_text() {
+    let (_, reader, _) = open(BOTH[1]);
+    let tokenizer = reader.tokenizer();
+    let mut chance = Chance::new(1, 2, Purpose::Caption);
+    for length in 1..40 {
+        // The first six are special.
+        let ids: Vec<u32> = (0..length)
+            .map(|_| {
+                let among = chance.one(&[6, 105]);
+                chance.below(among) as u32
+            })
+            .collect();
+        for skip in [true, false] {
+            let mut stream = tokenizer.stream(skip);
+            let mut text: String = ids.iter().map(|id| stream.push(*id).unwrap()).collect();
+            text += &stream.finish().unwrap();
+            assert_eq!(text, tokenizer.decode(&ids, skip).unwrap(), "{ids:?}");
+        }
+    }
+}
+
+/// What the command that made them found on more examples.
+#[test]
+fn they_can_do_what_they_were_taught() {
+    let [captioner, reasoner] = BOTH.map(|name| open(name).0);
+    let exam = Exam::new(&captioner, &reasoner).unwrap();
+    let skills = exam.skills(HELD_OUT - 2, 100).unwrap();
+    assert_eq!(skills.0.len(), 7, "{skills}");
+    for (name, rate) in &skills.0 {
+        assert!(rate.share() >= 0.95, "{name}: {rate}");
+    }
+    // The reasoner asks about four of five questions, and one clarification lets it answer.
+    let marks = exam.problems(HELD_OUT, 200, 1.0).unwrap();
+    let share = |name: &str| marks.rate(name).share();
+    assert!((0.72..0.90).contains(&share("asks")), "{marks}");
+    assert!((0.12..0.28).contains(&share("right if made to answer")), "{marks}");
+    assert!((0.70..0.90).contains(&share("right, clarified once")), "{marks}");
 }
 
 /// Messages come out as the prompts the models were taught with.

@@ -40,7 +40,7 @@ pub(crate) struct Arguments {
     looking_steps: u64,
 
     /// Steps of learning to caption and to clarify
-    #[arg(long, value_name = "N", default_value_t = 1200, value_parser = steps())]
+    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = steps())]
     captioner_steps: u64,
 
     /// Steps of learning to reason

@@ -83,3 +83,49 @@ fn look_back(name: &str, values: &mut [f32], config: &DecoderConfig) {
         _ => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::ModelFolder;
+
+    #[test]
+    fn normal_draws_are_normal() {
+        let mut chance = Chance::new(1, 2, Purpose::Weight);
+        let draws: Vec<f64> = (0..20_000).map(|_| normal(&mut chance)).collect();
+        let mean = |power: i32| draws.iter().map(|draw| draw.powi(power)).sum::<f64>() / draws.len() as f64;
+        let moments = [1, 2, 3, 4].map(mean);
+        for (moment, (expected, off)) in
+            moments.iter().zip([(0.0, 0.04), (1.0, 0.05), (0.0, 0.15), (3.0, 0.4)])
+        {
+            assert!((moment - expected).abs() < off, "{moments:?}");
+        }
+    }
+
+    /// Biases alone, turned by their positions: nearly all attention goes one and two tokens back.
+    #[test]
+    fn two_heads_look_back() {
+        let config = ModelFolder::find("builtin:tiny-reasoner").unwrap().config().unwrap().decoder;
+        let (width, half) = (config.head_dim, config.head_dim / 2);
+        let mut query = vec![0.0; config.heads * width];
+        let mut key = vec![0.0; config.kv_heads * width];
+        look_back("model.layers.0.self_attn.q_proj.bias", &mut query, &config);
+        look_back("model.layers.0.self_attn.k_proj.bias", &mut key, &config);
+        assert!(query[2 * width..].iter().chain(&key[width..]).all(|&value| value == 0.0));
+        for head in 0..2 {
+            let score = |distance: usize| -> f64 {
+                let pair = |i: usize| {
+                    let angle = distance as f64 * config.rope.theta.powf(-2.0 * i as f64 / width as f64);
+                    let [first, second] = [i, half + i].map(|i| f64::from(query[head * width + i]));
+                    let turned = first * angle.cos() - second * angle.sin();
+                    turned * f64::from(key[i])
+                        + (second * angle.cos() + first * angle.sin()) * f64::from(key[half + i])
+                };
+                (0..half).map(pair).sum::<f64>() / (width as f64).sqrt()
+            };
+            let weights: Vec<f64> = (0..40).map(|distance| score(distance).exp()).collect();
+            let share = weights[head + 1] / weights.iter().sum::<f64>();
+            assert!(share > 0.95, "head {head}: {share}");
+        }
+    }
+}
