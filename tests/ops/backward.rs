@@ -393,7 +393,7 @@ impl Head {
 #[test]
 fn logprobs_backward_equals_the_oracle() {
     let mut random = Random(27);
-    for sizes in [[2, 8, 3], [3, 33, 511], [101, 32, 1300], [150, 20, 105]] {
+    for sizes in [[2, 8, 3], [40, 33, 511], [101, 32, 1300], [150, 20, 105]] {
         for dtype in WEIGHTS {
             let head = Head::new(&mut random, dtype, sizes);
             for backend in backends() {

@@ -46,7 +46,6 @@ fn sums(a: __m256, b: __m256, c: __m256, d: __m256) -> __m128 {
 impl Isa for Avx2 {
     type Lanes = [__m256; 2];
     type Pairs = [__m256i; 2];
-    const ROWS: usize = 1;
     const TALL: bool = false;
 
     #[inline(always)]

@@ -21,6 +21,43 @@ impl Avx512 {
             && is_x86_feature_detected!("fma"))
         .then_some(Avx512(()))
     }
+
+    /// Word j of row i becomes word i of row j: words change places within two rows, then within four, then quarters
+    /// within eight and sixteen.
+    #[inline(always)]
+    fn transpose(self, r: [__m512i; LANES]) -> [__m512i; LANES] {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            let mut two = r;
+            for i in (0..LANES).step_by(2) {
+                two[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+                two[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+            }
+            let mut four = two;
+            for i in (0..LANES).step_by(4) {
+                four[i] = _mm512_unpacklo_epi64(two[i], two[i + 2]);
+                four[i + 1] = _mm512_unpackhi_epi64(two[i], two[i + 2]);
+                four[i + 2] = _mm512_unpacklo_epi64(two[i + 1], two[i + 3]);
+                four[i + 3] = _mm512_unpackhi_epi64(two[i + 1], two[i + 3]);
+            }
+            // four[4g + c] holds, in quarter q, column 4q + c of rows 4g..4g+4.
+            let mut eight = four;
+            for c in 0..4 {
+                for half in 0..2 {
+                    let (a, b) = (four[8 * half + c], four[8 * half + 4 + c]);
+                    eight[8 * half + c] = _mm512_shuffle_i32x4::<0b10_00_10_00>(a, b);
+                    eight[8 * half + 4 + c] = _mm512_shuffle_i32x4::<0b11_01_11_01>(a, b);
+                }
+            }
+            // eight[8h + c] holds columns c and 8 + c, eight[8h + 4 + c] columns 4 + c and 12 + c, of rows 8h..8h+8.
+            let mut all = eight;
+            for c in 0..8 {
+                all[c] = _mm512_shuffle_i32x4::<0b10_00_10_00>(eight[c], eight[8 + c]);
+                all[8 + c] = _mm512_shuffle_i32x4::<0b11_01_11_01>(eight[c], eight[8 + c]);
+            }
+            all
+        }
+    }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
@@ -33,7 +70,6 @@ fn run<R>(work: impl FnOnce() -> R) -> R {
 impl Isa for Avx512 {
     type Lanes = __m512;
     type Pairs = __m512bh;
-    const ROWS: usize = 6;
     const TALL: bool = true;
 
     #[inline(always)]
@@ -129,11 +165,17 @@ impl Isa for Avx512 {
         panel::products(self, out, x, w);
         true
     }
+
+    #[inline(always)]
+    fn own_float_products(self, out: &mut [f32], x: &[&[f32]], w: &[&[f32]]) -> bool {
+        panel::products(self, out, x, w);
+        true
+    }
 }
 
 impl Panels for Avx512 {
     #[inline(always)]
-    fn store_pairs(self, pairs: __m512bh, to: &mut [bf16; 2 * LANES]) {
+    fn store_pairs(self, pairs: __m512bh, to: &mut [[bf16; 2]; LANES]) {
         // SAFETY: `self` proves the features; the reference covers the 64 bytes written; both vector types
         // are 512 plain bits.
         unsafe {
@@ -142,39 +184,20 @@ impl Panels for Avx512 {
     }
 
     #[inline(always)]
-    fn transpose(self, rows: [__m512bh; LANES]) -> [__m512bh; LANES] {
-        // Pairs change places within two rows, then within four, then quarters within eight and sixteen.
-        // SAFETY: `self` proves the features; both array types are 16 times 512 plain bits.
+    fn transpose_pairs(self, rows: [__m512bh; LANES]) -> [__m512bh; LANES] {
+        // SAFETY: `self` proves the features; all arrays are 16 times 512 plain bits.
         unsafe {
-            let r: [__m512i; LANES] = std::mem::transmute(rows);
-            let mut two = r;
-            for i in (0..LANES).step_by(2) {
-                two[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-                two[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-            }
-            let mut four = two;
-            for i in (0..LANES).step_by(4) {
-                four[i] = _mm512_unpacklo_epi64(two[i], two[i + 2]);
-                four[i + 1] = _mm512_unpackhi_epi64(two[i], two[i + 2]);
-                four[i + 2] = _mm512_unpacklo_epi64(two[i + 1], two[i + 3]);
-                four[i + 3] = _mm512_unpackhi_epi64(two[i + 1], two[i + 3]);
-            }
-            // four[4g + c] holds, in quarter q, column 4q + c of rows 4g..4g+4.
-            let mut eight = four;
-            for c in 0..4 {
-                for half in 0..2 {
-                    let (a, b) = (four[8 * half + c], four[8 * half + 4 + c]);
-                    eight[8 * half + c] = _mm512_shuffle_i32x4::<0b10_00_10_00>(a, b);
-                    eight[8 * half + 4 + c] = _mm512_shuffle_i32x4::<0b11_01_11_01>(a, b);
-                }
-            }
-            // eight[8h + c] holds columns c and 8 + c, eight[8h + 4 + c] columns 4 + c and 12 + c, of rows 8h..8h+8.
-            let mut all = eight;
-            for c in 0..8 {
-                all[c] = _mm512_shuffle_i32x4::<0b10_00_10_00>(eight[c], eight[8 + c]);
-                all[8 + c] = _mm512_shuffle_i32x4::<0b11_01_11_01>(eight[c], eight[8 + c]);
-            }
-            std::mem::transmute::<[__m512i; LANES], [__m512bh; LANES]>(all)
+            let words = std::mem::transmute::<[__m512bh; LANES], [__m512i; LANES]>(rows);
+            std::mem::transmute::<[__m512i; LANES], [__m512bh; LANES]>(self.transpose(words))
+        }
+    }
+
+    #[inline(always)]
+    fn transpose_lanes(self, rows: [__m512; LANES]) -> [__m512; LANES] {
+        // SAFETY: `self` proves the features; all arrays are 16 times 512 plain bits.
+        unsafe {
+            let words = std::mem::transmute::<[__m512; LANES], [__m512i; LANES]>(rows);
+            std::mem::transmute::<[__m512i; LANES], [__m512; LANES]>(self.transpose(words))
         }
     }
 }

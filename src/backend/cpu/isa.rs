@@ -22,8 +22,6 @@ pub(super) trait Isa: Copy + Send + Sync {
     type Lanes: Copy;
     /// 32 bf16, to be multiplied pair by pair.
     type Pairs: Copy;
-    /// Rows that one block of dot products spans: as many as keep every sum in a register.
-    const ROWS: usize;
     /// Whether there are registers for blocks of eight rows and three vectors.
     const TALL: bool;
     /// Runs work compiled for these instructions. What is to profit must be inlined into `work`.
@@ -53,6 +51,11 @@ pub(super) trait Isa: Copy + Send + Sync {
     /// All products of rows of bf16, where this instruction set has its own way; says whether it has.
     #[inline(always)]
     fn own_products(self, _out: &mut [f32], _x: &[&[bf16]], _w: &[&[bf16]]) -> bool {
+        false
+    }
+    /// The same of rows of f32.
+    #[inline(always)]
+    fn own_float_products(self, _out: &mut [f32], _x: &[&[f32]], _w: &[&[f32]]) -> bool {
         false
     }
 }

@@ -1,17 +1,15 @@
-//! bf16 products with sixteen columns side by side in one vector, where the instruction set can transpose pairs
-//! and multiply one pair with sixteen.
+//! Products with sixteen columns side by side in one vector, where the instruction set can transpose units (an f32, or
+//! a pair of bf16) and multiply one unit with sixteen.
 //!
-//! Each lane sums its own column, pair after pair along the inner axis: one order, whatever stands beside it, and no
+//! Each lane sums its own column, unit after unit along the inner axis: one order, whatever stands beside it, and no
 //! sums over lanes to close with. Weights lie in rows, so sixteen of them are transposed in registers on the way; for
 //! a few rows of x that hides behind the wait for memory, for many rows it is done once and kept as a panel.
 
+use super::dot::Operand;
 use super::isa::{Isa, LANES};
+use super::pack::{Pair, Unit};
 use super::scratch::Scratch;
-use half::bf16;
 use std::array::from_fn;
-
-/// Pairs of one vector, which is a step of the inner axis.
-const STEP: usize = 2 * LANES;
 
 /// Most rows of x that are worked on without a panel: their sums leave room for sixteen transposed vectors.
 const FEW: usize = 8;
@@ -27,114 +25,144 @@ const ROWS: usize = 8;
 /// What is needed beyond an [`Isa`].
 pub(super) trait Panels: Isa {
     /// Pair j of row i becomes pair i of row j.
-    fn transpose(self, rows: [Self::Pairs; LANES]) -> [Self::Pairs; LANES];
+    fn transpose_pairs(self, rows: [Self::Pairs; LANES]) -> [Self::Pairs; LANES];
+    /// Lane j of row i becomes lane i of row j.
+    fn transpose_lanes(self, rows: [Self::Lanes; LANES]) -> [Self::Lanes; LANES];
     /// Writes the pairs in order.
-    fn store_pairs(self, pairs: Self::Pairs, to: &mut [bf16; STEP]);
+    fn store_pairs(self, pairs: Self::Pairs, to: &mut [Pair; LANES]);
 }
 
-/// One vector of a panel.
-type Line = [bf16; STEP];
+/// A unit that can be transposed.
+pub(super) trait Turned: Unit {
+    fn transpose<P: Panels>(isa: P, rows: [Self::Loaded<P>; LANES]) -> [Self::Loaded<P>; LANES];
+    fn store<P: Panels>(isa: P, units: Self::Loaded<P>, to: &mut [Self; LANES]);
+}
+
+impl Turned for f32 {
+    #[inline(always)]
+    fn transpose<P: Panels>(isa: P, rows: [P::Lanes; LANES]) -> [P::Lanes; LANES] {
+        isa.transpose_lanes(rows)
+    }
+
+    #[inline(always)]
+    fn store<P: Panels>(isa: P, units: P::Lanes, to: &mut [f32; LANES]) {
+        isa.store(units, to);
+    }
+}
+
+impl Turned for Pair {
+    #[inline(always)]
+    fn transpose<P: Panels>(isa: P, rows: [P::Pairs; LANES]) -> [P::Pairs; LANES] {
+        isa.transpose_pairs(rows)
+    }
+
+    #[inline(always)]
+    fn store<P: Panels>(isa: P, units: P::Pairs, to: &mut [Pair; LANES]) {
+        isa.store_pairs(units, to);
+    }
+}
+
+/// Units of sixteen columns, one of each.
+type Line<U> = [U; LANES];
+
+/// Units of an element, side by side.
+type Loaded<P, E> = <<E as Operand>::Unit as Unit>::Loaded<P>;
 
 /// out[t, n] = x[t]·w[n], with all rows of one length.
 #[inline(always)]
-pub(super) fn products<P: Panels>(isa: P, out: &mut [f32], x: &[&[bf16]], w: &[&[bf16]]) {
+pub(super) fn products<P: Panels, E: Operand<Unit: Turned>>(isa: P, out: &mut [f32], x: &[&[E]], w: &[&[E]]) {
     if x.len() <= FEW {
         return match x.len() {
             0 => {}
-            1 => few::<P, 1>(isa, out, x, w),
-            2 => few::<P, 2>(isa, out, x, w),
-            3 => few::<P, 3>(isa, out, x, w),
-            4 => few::<P, 4>(isa, out, x, w),
-            5 => few::<P, 5>(isa, out, x, w),
-            6 => few::<P, 6>(isa, out, x, w),
-            7 => few::<P, 7>(isa, out, x, w),
-            _ => few::<P, 8>(isa, out, x, w),
+            1 => few::<P, E, 1>(isa, out, x, w),
+            2 => few::<P, E, 2>(isa, out, x, w),
+            3 => few::<P, E, 3>(isa, out, x, w),
+            4 => few::<P, E, 4>(isa, out, x, w),
+            5 => few::<P, E, 5>(isa, out, x, w),
+            6 => few::<P, E, 6>(isa, out, x, w),
+            7 => few::<P, E, 7>(isa, out, x, w),
+            _ => few::<P, E, 8>(isa, out, x, w),
         };
     }
-    let pairs = w.first().map_or(0, |row| row.len().div_ceil(2));
-    let mut panel = Scratch::<Line>::new(WIDE * pairs);
+    let units = w.first().map_or(0, |row| row.len().div_ceil(E::Unit::SPAN));
+    let mut panel = Scratch::<Line<E::Unit>>::new(WIDE * units);
     for column in (0..w.len()).step_by(WIDE * LANES) {
         match (w.len() - column).div_ceil(LANES) {
-            1 => many::<P, 1>(isa, out, x, w, column, &mut panel),
-            2 => many::<P, 2>(isa, out, x, w, column, &mut panel),
-            _ => many::<P, 3>(isa, out, x, w, column, &mut panel),
+            1 => many::<P, E, 1>(isa, out, x, w, column, &mut panel),
+            2 => many::<P, E, 2>(isa, out, x, w, column, &mut panel),
+            _ => many::<P, E, 3>(isa, out, x, w, column, &mut panel),
         }
     }
 }
 
 /// Sixteen rows of a weight from `column` on; beyond the last, the last again.
 #[inline(always)]
-fn sixteen<'a>(w: &[&'a [bf16]], column: usize) -> [&'a [bf16]; LANES] {
+fn sixteen<'a, E>(w: &[&'a [E]], column: usize) -> [&'a [E]; LANES] {
     if let Some(whole) = w[column.min(w.len())..].first_chunk() {
         return *whole;
     }
     from_fn(|n| w[(column + n).min(w.len() - 1)])
 }
 
-/// The rest of a row behind its whole steps, completed by zeros.
-#[inline(always)]
-fn padded(rest: &[bf16]) -> [bf16; STEP] {
-    from_fn(|at| rest.get(at).copied().unwrap_or(bf16::ZERO))
-}
-
 /// Walks along sixteen rows: `each` gets every whole step, transposed; the rest, completed by zeros, is returned. What
 /// comes [`AHEAD`] is on its way from memory meanwhile, be it in these rows or in the `next`.
 #[inline(always)]
-fn walk<P: Panels>(
+fn walk<P: Panels, E: Operand<Unit: Turned>>(
     isa: P,
-    rows: [&[bf16]; LANES],
-    next: [&[bf16]; LANES],
-    mut each: impl FnMut(usize, [P::Pairs; LANES]),
-) -> Option<[P::Pairs; LANES]> {
-    let steps = rows[0].len() / STEP;
+    rows: [&[E]; LANES],
+    next: [&[E]; LANES],
+    mut each: impl FnMut(usize, [Loaded<P, E>; LANES]),
+) -> Option<[Loaded<P, E>; LANES]> {
+    let (first, rest) = E::steps(rows[0]);
+    let steps = first.len();
     let turn = steps.saturating_sub(AHEAD);
-    let mut whole: [&[[bf16; STEP]]; LANES] = [&[]; LANES];
+    let mut whole: [&[Line<E::Unit>]; LANES] = [&[]; LANES];
     for n in 0..LANES {
         // Equal lengths, said once, so that the loops need no bounds checks.
-        whole[n] = &rows[n].as_chunks().0[..steps];
+        whole[n] = &E::steps(rows[n]).0[..steps];
     }
     for step in 0..turn {
-        each(step, columns(isa, &whole, step, &rows, step + AHEAD));
+        each(step, columns::<P, E>(isa, &whole, step, &rows, step + AHEAD));
     }
     for step in turn..steps {
-        each(step, columns(isa, &whole, step, &next, step - turn));
+        each(step, columns::<P, E>(isa, &whole, step, &next, step - turn));
     }
-    if rows[0].len() == steps * STEP {
+    if rest.is_empty() {
         return None;
     }
-    let mut loaded = [isa.pairs(&[bf16::ZERO; STEP]); LANES];
-    for n in 0..LANES {
-        loaded[n] = isa.pairs(&padded(rows[n].as_chunks::<STEP>().1));
+    let mut loaded = [E::Unit::load(isa, &E::padded(rest)); LANES];
+    for n in 1..LANES {
+        loaded[n] = E::Unit::load(isa, &E::padded(E::steps(rows[n]).1));
     }
-    Some(isa.transpose(loaded))
+    Some(E::Unit::transpose(isa, loaded))
 }
 
 /// One step of sixteen rows, transposed, while one of those `ahead` sets out.
 #[inline(always)]
-fn columns<P: Panels>(
+fn columns<P: Panels, E: Operand<Unit: Turned>>(
     isa: P,
-    rows: &[&[[bf16; STEP]]; LANES],
+    rows: &[&[Line<E::Unit>]; LANES],
     step: usize,
-    ahead: &[&[bf16]; LANES],
+    ahead: &[&[E]; LANES],
     ahead_step: usize,
-) -> [P::Pairs; LANES] {
-    let mut loaded = [isa.pairs(&rows[0][step]); LANES];
+) -> [Loaded<P, E>; LANES] {
+    let mut loaded = [E::Unit::load(isa, &rows[0][step]); LANES];
     for n in 0..LANES {
-        loaded[n] = isa.pairs(&rows[n][step]);
-        isa.prefetch(ahead[n].as_ptr().wrapping_add(ahead_step * STEP));
+        loaded[n] = E::Unit::load(isa, &rows[n][step]);
+        isa.prefetch(ahead[n].as_ptr().cast::<Line<E::Unit>>().wrapping_add(ahead_step));
     }
-    isa.transpose(loaded)
+    E::Unit::transpose(isa, loaded)
 }
 
 /// M rows against all columns, sixteen at a time.
 #[inline(always)]
-fn few<P: Panels, const M: usize>(isa: P, out: &mut [f32], x: &[&[bf16]], w: &[&[bf16]]) {
-    let steps = x[0].len() / STEP;
-    let mut x_steps: [&[[bf16; STEP]]; M] = [&[]; M];
-    let mut x_rest = [[bf16::ZERO; STEP]; M];
+fn few<P: Panels, E: Operand<Unit: Turned>, const M: usize>(isa: P, out: &mut [f32], x: &[&[E]], w: &[&[E]]) {
+    let steps = E::steps(x[0]).0.len();
+    let mut x_steps: [&[Line<E::Unit>]; M] = [&[]; M];
+    let mut x_rest = [E::padded(&[]); M];
     for m in 0..M {
-        let (whole, rest) = x[m].as_chunks();
-        (x_steps[m], x_rest[m]) = (&whole[..steps], padded(rest));
+        let (whole, rest) = E::steps(x[m]);
+        (x_steps[m], x_rest[m]) = (&whole[..steps], E::padded(rest));
     }
     let mut next = sixteen(w, 0);
     for column in (0..w.len()).step_by(LANES) {
@@ -151,11 +179,11 @@ fn few<P: Panels, const M: usize>(isa: P, out: &mut [f32], x: &[&[bf16]], w: &[&
                 for m in 0..M {
                     x_step[m] = &x_steps[m][step];
                 }
-                add(isa, &mut sums, x_step, columns);
+                add::<P, E::Unit, M>(isa, &mut sums, x_step, columns);
             },
         );
         if let Some(columns) = rest {
-            add(isa, &mut sums, x_rest.each_ref(), columns);
+            add::<P, E::Unit, M>(isa, &mut sums, x_rest.each_ref(), columns);
         }
         for (m, &sums) in sums.iter().enumerate() {
             put(isa, &mut out[m * w.len() + column..], w.len() - column, sums);
@@ -166,32 +194,31 @@ fn few<P: Panels, const M: usize>(isa: P, out: &mut [f32], x: &[&[bf16]], w: &[&
 /// One step of M rows against sixteen transposed columns. Plain loops over arrays: those are what the compiler
 /// keeps in registers.
 #[inline(always)]
-fn add<P: Panels, const M: usize>(
+fn add<P: Panels, U: Unit, const M: usize>(
     isa: P,
     sums: &mut [P::Lanes; M],
-    x: [&[bf16; STEP]; M],
-    columns: [P::Pairs; LANES],
+    x: [&Line<U>; M],
+    columns: [U::Loaded<P>; LANES],
 ) {
     for j in 0..LANES {
         for m in 0..M {
-            let pairs: &[[bf16; 2]] = x[m].as_chunks().0;
-            sums[m] = isa.add_products(sums[m], isa.repeat(&pairs[j]), columns[j]);
+            sums[m] = U::multiply_add(isa, sums[m], U::repeat(isa, &x[m][j]), columns[j]);
         }
     }
 }
 
-/// All rows against N vectors of columns from `column` on, by way of a panel `[pairs, N]`.
+/// All rows against N vectors of columns from `column` on, by way of a panel `[units, N]`.
 #[inline(always)]
-fn many<P: Panels, const N: usize>(
+fn many<P: Panels, E: Operand<Unit: Turned>, const N: usize>(
     isa: P,
     out: &mut [f32],
-    x: &[&[bf16]],
-    w: &[&[bf16]],
+    x: &[&[E]],
+    w: &[&[E]],
     column: usize,
-    panel: &mut [Line],
+    panel: &mut [Line<E::Unit>],
 ) {
     let (stride, width) = (w.len(), w.len() - column);
-    let panel = &mut panel.as_chunks_mut::<N>().0[..w[0].len().div_ceil(2)];
+    let panel = &mut panel.as_chunks_mut::<N>().0[..w[0].len().div_ceil(E::Unit::SPAN)];
     let mut next = sixteen(w, column);
     for vector in 0..N {
         let rows = next;
@@ -201,26 +228,26 @@ fn many<P: Panels, const N: usize>(
     for (block, x) in x.chunks(ROWS).enumerate() {
         let out = &mut out[block * ROWS * stride + column..];
         match x.len() {
-            1 => against::<P, 1, N>(isa, out, stride, x, panel, width),
-            2 => against::<P, 2, N>(isa, out, stride, x, panel, width),
-            3 => against::<P, 3, N>(isa, out, stride, x, panel, width),
-            4 => against::<P, 4, N>(isa, out, stride, x, panel, width),
-            5 => against::<P, 5, N>(isa, out, stride, x, panel, width),
-            6 => against::<P, 6, N>(isa, out, stride, x, panel, width),
-            7 => against::<P, 7, N>(isa, out, stride, x, panel, width),
-            _ => against::<P, 8, N>(isa, out, stride, x, panel, width),
+            1 => against::<P, E, 1, N>(isa, out, stride, x, panel, width),
+            2 => against::<P, E, 2, N>(isa, out, stride, x, panel, width),
+            3 => against::<P, E, 3, N>(isa, out, stride, x, panel, width),
+            4 => against::<P, E, 4, N>(isa, out, stride, x, panel, width),
+            5 => against::<P, E, 5, N>(isa, out, stride, x, panel, width),
+            6 => against::<P, E, 6, N>(isa, out, stride, x, panel, width),
+            7 => against::<P, E, 7, N>(isa, out, stride, x, panel, width),
+            _ => against::<P, E, 8, N>(isa, out, stride, x, panel, width),
         }
     }
 }
 
 /// Transposes sixteen rows into one vector's place in the panel.
 #[inline(always)]
-fn fill<P: Panels, const N: usize>(
+fn fill<P: Panels, E: Operand<Unit: Turned>, const N: usize>(
     isa: P,
-    panel: &mut [[Line; N]],
+    panel: &mut [[Line<E::Unit>; N]],
     vector: usize,
-    rows: [&[bf16]; LANES],
-    next: [&[bf16]; LANES],
+    rows: [&[E]; LANES],
+    next: [&[E]; LANES],
 ) {
     let (whole, last) = panel.as_chunks_mut::<LANES>();
     let rest = walk(
@@ -230,50 +257,49 @@ fn fill<P: Panels, const N: usize>(
         #[inline(always)]
         |step, columns| {
             for j in 0..LANES {
-                isa.store_pairs(columns[j], &mut whole[step][j][vector]);
+                E::Unit::store(isa, columns[j], &mut whole[step][j][vector]);
             }
         },
     );
     for (line, columns) in last.iter_mut().zip(rest.into_iter().flatten()) {
-        isa.store_pairs(columns, &mut line[vector]);
+        E::Unit::store(isa, columns, &mut line[vector]);
     }
 }
 
 /// M rows against a panel.
 #[inline(always)]
-fn against<P: Panels, const M: usize, const N: usize>(
+fn against<P: Panels, E: Operand<Unit: Turned>, const M: usize, const N: usize>(
     isa: P,
     out: &mut [f32],
     stride: usize,
-    x: &[&[bf16]],
-    panel: &[[Line; N]],
+    x: &[&[E]],
+    panel: &[[Line<E::Unit>; N]],
     width: usize,
 ) {
-    let (whole, odd) = panel.split_at(x[0].len() / 2);
-    let mut x_pairs: [&[[bf16; 2]]; M] = [&[]; M];
+    let (whole, odd) = panel.split_at(E::units(x[0]).0.len());
+    let mut x_units: [&[E::Unit]; M] = [&[]; M];
     for m in 0..M {
         // Equal lengths, said once, so that the loop needs no bounds checks.
-        x_pairs[m] = &x[m].as_chunks().0[..whole.len()];
+        x_units[m] = &E::units(x[m]).0[..whole.len()];
     }
     let mut sums = [[isa.zero(); N]; M];
-    for pair in 0..whole.len() {
-        let mut lines = [isa.pairs(&whole[pair][0]); N];
+    for unit in 0..whole.len() {
+        let mut lines = [E::Unit::load(isa, &whole[unit][0]); N];
         for n in 1..N {
-            lines[n] = isa.pairs(&whole[pair][n]);
+            lines[n] = E::Unit::load(isa, &whole[unit][n]);
         }
         for m in 0..M {
-            let values = isa.repeat(&x_pairs[m][pair]);
+            let value = E::Unit::repeat(isa, &x_units[m][unit]);
             for n in 0..N {
-                sums[m][n] = isa.add_products(sums[m][n], values, lines[n]);
+                sums[m][n] = E::Unit::multiply_add(isa, sums[m][n], value, lines[n]);
             }
         }
     }
     if let [lines] = odd {
         for m in 0..M {
-            let last = x[m].last().copied().unwrap_or(bf16::ZERO);
-            let values = isa.repeat(&[last, bf16::ZERO]);
+            let value = E::Unit::repeat(isa, &E::padded(E::units(x[m]).1)[0]);
             for n in 0..N {
-                sums[m][n] = isa.add_products(sums[m][n], values, isa.pairs(&lines[n]));
+                sums[m][n] = E::Unit::multiply_add(isa, sums[m][n], value, E::Unit::load(isa, &lines[n]));
             }
         }
     }

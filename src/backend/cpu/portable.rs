@@ -12,7 +12,6 @@ pub(super) struct Portable;
 impl Isa for Portable {
     type Lanes = [f32; LANES];
     type Pairs = [bf16; 2 * LANES];
-    const ROWS: usize = 1;
     const TALL: bool = false;
 
     #[inline(always)]

@@ -1,6 +1,11 @@
 //! Tensors as the slices kernels read, and refusals for dtypes there is no kernel for.
 
-use super::{dot::products, isa::Isa, math, scratch::Scratch};
+use super::{
+    dot::{products, weight_products},
+    isa::Isa,
+    math,
+    scratch::Scratch,
+};
 use crate::{
     error::{Error, Result},
     tensor::{Dtype, Tensor},
@@ -70,7 +75,7 @@ impl Rows<'_> {
         let inner = self.inner;
         match weight {
             Matrix::F32(weight) => {
-                products(isa, out, &pick(&self.values, rows, inner), &pick(weight, columns, inner));
+                weight_products(isa, out, &pick(&self.values, rows, inner), &pick(weight, columns, inner));
             }
             Matrix::BF16(weight) => {
                 products(isa, out, &pick(&self.narrow, rows, inner), &pick(weight, columns, inner));
