@@ -14,6 +14,10 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
     ("src/backend/cpu/avx2.rs", "vector instructions, behind a proof that the processor has them"),
     ("src/backend/cpu/avx512.rs", "vector instructions, behind a proof that the processor has them"),
     ("src/backend/cpu/pool.rs", "lends threads that live longer the work of one that waits for them"),
+    (
+        "src/backend/cpu/tile.rs",
+        "gives threads rectangles of one matrix, whose rows are not slices of their own",
+    ),
     ("src/backend/gpu/driver/mod.rs", "calls the driver of a device, whose work happens elsewhere"),
     ("src/backend/gpu/emulator.rs", "drives the emulated device, which is C++"),
     ("src/format/map.rs", "a memory map is sound only while nobody changes the file"),

@@ -218,7 +218,7 @@ impl<E: Operand> Problem<'_, E> {
         let group = heads / kv_heads;
         let height = (LINES / group).max(1);
         let mut items = Vec::new();
-        let mut outs = Vec::new();
+        let mut outs: Vec<Vec<&mut [f32]>> = Vec::new();
         let mut rest = out;
         for &of in groups {
             let Some((first, last)) = of.sequences.first().zip(of.sequences.last()) else { continue };
@@ -231,7 +231,7 @@ impl<E: Operand> Problem<'_, E> {
                     kv_head: tile.columns.start / (group * head_dim),
                     queries: start + tile.rows.start..start + tile.rows.end,
                 });
-                outs.push(tile.out);
+                outs.push(tile.into_rows().collect());
             }
         }
         let finish = |partial: &Partial, out: &mut Vec<&mut [f32]>| {

@@ -8,7 +8,7 @@
 use super::{
     Cpu,
     isa::{Isa, LANES, with_isa},
-    pack::{Packed, Unit, Units},
+    pack::{Packed, Unit, Units, View},
     scratch::Scratch,
     tile::tiles,
 };
@@ -68,6 +68,50 @@ impl<U: Unit, const FIRST: usize> Side<U> for Strip<'_, U, FIRST> {
     #[inline(always)]
     fn unit(&self, step: usize, row: usize) -> &U {
         &self.0[step][FIRST + row]
+    }
+}
+
+/// Lines of N strips.
+trait Lines<U, const N: usize>: Copy {
+    fn line(&self, step: usize, strip: usize) -> &[U; LANES];
+}
+
+/// N packed strips of one length.
+#[derive(Clone, Copy)]
+struct Strips<'a, U, const N: usize>([&'a [[U; LANES]]; N]);
+
+/// Columns of a matrix as it lies, from the first of its values on.
+#[derive(Clone, Copy)]
+struct Lying<'a> {
+    values: &'a [f32],
+    stride: usize,
+}
+
+impl<'a> Lying<'a> {
+    fn of(view: View<'a, f32>, row: usize, column: usize) -> Self {
+        Lying { values: &view.values[row * view.stride + column..], stride: view.stride }
+    }
+}
+
+impl<U: Unit, const N: usize> Lines<U, N> for Strips<'_, U, N> {
+    #[inline(always)]
+    fn line(&self, step: usize, strip: usize) -> &[U; LANES] {
+        &self.0[strip][step]
+    }
+}
+
+impl<const N: usize> Lines<f32, N> for Lying<'_> {
+    #[inline(always)]
+    fn line(&self, step: usize, strip: usize) -> &[f32; LANES] {
+        self.values[step * self.stride + strip * LANES..].first_chunk().expect("whole strips")
+    }
+}
+
+impl Side<f32> for Lying<'_> {
+    #[inline(always)]
+    fn unit(&self, step: usize, row: usize) -> &f32 {
+        let line: &[f32; ROWS] = self.values[step * self.stride..].first_chunk().expect("whole blocks");
+        &line[row]
     }
 }
 
@@ -140,11 +184,11 @@ fn tall<I: Isa, U: Unit, const N: usize>(
     match left {
         Left::Rows(units) => {
             let rows = rows_of::<U, ROWS>(units, row, end, chunk);
-            block::<I, U, _, ROWS, N>(isa, place, rows, right, strip, chunk);
+            block::<I, U, ROWS, N>(isa, place, rows, strips_of(right, strip, chunk), chunk.len());
         }
         Left::Columns(packed) => {
             let lines = Strip::<U, 0>(&packed.strip(row / ROWS)[chunk.clone()]);
-            block::<I, U, _, ROWS, N>(isa, place, lines, right, strip, chunk);
+            block::<I, U, ROWS, N>(isa, place, lines, strips_of(right, strip, chunk), chunk.len());
         }
     }
 }
@@ -160,17 +204,18 @@ fn low<I: Isa, U: Unit>(
     chunk: &Range<usize>,
 ) {
     const LOW: usize = ROWS / 2;
+    let (right, steps) = (strips_of::<U, 1>(right, strip, chunk), chunk.len());
     match left {
         Left::Rows(units) => {
             let rows = rows_of::<U, LOW>(units, row, end, chunk);
-            block::<I, U, _, LOW, 1>(isa, place, rows, right, strip, chunk);
+            block::<I, U, LOW, 1>(isa, place, rows, right, steps);
         }
         Left::Columns(packed) => {
             let lines = &packed.strip(row / ROWS)[chunk.clone()];
             if row % ROWS == 0 {
-                block::<I, U, _, LOW, 1>(isa, place, Strip::<U, 0>(lines), right, strip, chunk);
+                block::<I, U, LOW, 1>(isa, place, Strip::<U, 0>(lines), right, steps);
             } else {
-                block::<I, U, _, LOW, 1>(isa, place, Strip::<U, LOW>(lines), right, strip, chunk);
+                block::<I, U, LOW, 1>(isa, place, Strip::<U, LOW>(lines), right, steps);
             }
         }
     }
@@ -192,26 +237,34 @@ fn rows_of<'a, U: Unit, const M: usize>(
     Rows(rows)
 }
 
-/// M rows and N strips over one chunk. Plain loops over arrays: those are what the compiler keeps in registers.
+/// N strips from `strip` on.
 #[inline(always)]
-fn block<I: Isa, U: Unit, L: Side<U>, const M: usize, const N: usize>(
-    isa: I,
-    place: Place<'_>,
-    left: L,
-    right: &Packed<U, LANES>,
+fn strips_of<'a, U: Unit, const N: usize>(
+    right: &'a Packed<U, LANES>,
     strip: usize,
     chunk: &Range<usize>,
-) {
-    let steps = chunk.len();
+) -> Strips<'a, U, N> {
     let mut strips: [&[[U; LANES]]; N] = [&[]; N];
     for n in 0..N {
-        strips[n] = &right.strip(strip + n)[chunk.clone()][..steps];
+        strips[n] = &right.strip(strip + n)[chunk.clone()][..chunk.len()];
     }
+    Strips(strips)
+}
+
+/// M rows and N strips over one chunk. Plain loops over arrays: those are what the compiler keeps in registers.
+#[inline(always)]
+fn block<I: Isa, U: Unit, const M: usize, const N: usize>(
+    isa: I,
+    place: Place<'_>,
+    left: impl Side<U>,
+    right: impl Lines<U, N>,
+    steps: usize,
+) {
     let mut sums = [[isa.zero(); N]; M];
     for step in 0..steps {
-        let mut lines = [U::load(isa, &strips[0][step]); N];
+        let mut lines = [U::load(isa, right.line(step, 0)); N];
         for n in 1..N {
-            lines[n] = U::load(isa, &strips[n][step]);
+            lines[n] = U::load(isa, right.line(step, n));
         }
         for m in 0..M {
             let unit = U::repeat(isa, left.unit(step, m));
@@ -257,7 +310,7 @@ pub(super) fn by_tiles<I: Isa>(
                 let mut y = Scratch::<f32>::new(tile.rows.len() * tile.columns.len());
                 products(&mut y, tile.rows.clone(), tile.columns.clone());
                 let width = tile.columns.len();
-                tile.out.into_iter().zip(y.chunks_exact(width)).for_each(|(out, y)| finish(out, y));
+                tile.into_rows().zip(y.chunks_exact(width)).for_each(|(out, y)| finish(out, y));
             },
         );
     });
@@ -278,6 +331,41 @@ pub(super) fn add_products<U: Unit>(
         out,
         columns,
         |y, rows, columns| products(isa, y, left, rows, right, columns),
+        #[inline(always)]
+        |out, y| out.iter_mut().zip(y).for_each(|(out, y)| *out += scale * y),
+    ));
+}
+
+/// Whether [`add_outer`] takes a slim and a wide matrix: whole blocks of rows, and whole strips.
+pub(super) fn lies_well(slim: &View<'_, f32>, wide: &View<'_, f32>) -> bool {
+    slim.columns.is_multiple_of(ROWS) && wide.columns.is_multiple_of(LANES)
+}
+
+/// out `[R, K]` += s·slimᵀ·wide for a slim `[T, R]` and a wide `[T, K]`: the same sums as of packed sides. With few blocks
+/// of rows the wide side goes by as few times, so that packing it would cost more than it helps.
+pub(super) fn add_outer(cpu: &Cpu, out: &mut [f32], scale: f32, slim: View<'_, f32>, wide: View<'_, f32>) {
+    with_isa!(cpu.level, isa => by_tiles(
+        cpu,
+        isa,
+        out,
+        wide.columns,
+        |y, rows, columns| isa.run(#[inline(always)] || {
+            y.fill(0.0);
+            for start in (0..slim.rows).step_by(CHUNK) {
+                let steps = CHUNK.min(slim.rows - start);
+                for row in (0..rows.len()).step_by(ROWS) {
+                    let left = Lying::of(slim, start, rows.start + row);
+                    let right = Lying::of(wide, start, columns.start);
+                    let out = &mut y[row * columns.len()..];
+                    let place = Place { out, stride: columns.len(), rows: ROWS, columns: columns.len(), added: start > 0 };
+                    match columns.len() / LANES {
+                        1 => block::<_, f32, ROWS, 1>(isa, place, left, right, steps),
+                        2 => block::<_, f32, ROWS, 2>(isa, place, left, right, steps),
+                        _ => block::<_, f32, ROWS, STRIPS>(isa, place, left, right, steps),
+                    }
+                }
+            }
+        }),
         #[inline(always)]
         |out, y| out.iter_mut().zip(y).for_each(|(out, y)| *out += scale * y),
     ));

@@ -217,7 +217,7 @@ fn draw_rows(
     let mut whole = Scratch::<f32>::new(kept * columns); // [kept, V]
     let mut tiles = tiles(&mut whole, columns, HEIGHT, |left| left.min(BLOCK)).into_iter();
     let blocks = (0..columns).step_by(BLOCK).map(|start| {
-        let whole = tiles.next().map_or_else(Vec::new, |tile| tile.out);
+        let whole = tiles.next().map_or_else(Vec::new, |tile| tile.into_rows().collect());
         (start..columns.min(start + BLOCK), whole)
     });
     // The best score that is known of each row: some, at first none, and never above the best.

@@ -231,13 +231,13 @@ fn width(cpu: &Cpu, rows: usize, left: usize, inner: usize) -> usize {
 /// Writes a tile's results the way the epilogue says.
 #[inline(always)]
 fn finish_tile(tile: Tile<'_>, y: &[f32], finish: &Finish<'_>) {
-    let width = tile.columns.len();
-    for (out, y) in tile.out.into_iter().zip(y.chunks_exact(width)) {
+    let (width, columns) = (tile.columns.len(), tile.columns.clone());
+    for (out, y) in tile.into_rows().zip(y.chunks_exact(width)) {
         match finish {
             Finish::Store => out.copy_from_slice(y),
             Finish::Add => out.iter_mut().zip(y).for_each(|(out, &y)| *out += y),
             Finish::AddScaled(gain) => {
-                let gain = &gain[tile.columns.clone()];
+                let gain = &gain[columns.clone()];
                 out.iter_mut().zip(y).zip(gain).for_each(|((out, &y), &g)| *out += g * y);
             }
             Finish::Activate(activation) => {

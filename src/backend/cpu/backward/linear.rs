@@ -5,7 +5,7 @@ use crate::{
         Linear, LinearGrads, check,
         cpu::{
             Cpu,
-            combine::{self, Left, by_tiles, products},
+            combine::{self, Left, add_outer, by_tiles, lies_well, products},
             isa::{Isa, LANES, with_isa},
             linear::{plain_products, prepare},
             pack::{Packed, Pair, Unit, Units, View},
@@ -19,6 +19,12 @@ use crate::{
 use std::{borrow::Cow, ops::Range};
 
 const OP: &str = "linear_backward";
+
+/// Columns of a matrix that is slim: an adapter's rank, of which there are few blocks of rows.
+const SLIM: usize = 64;
+
+/// Rows or columns of a sum worth a task of their own.
+const PIECE: usize = 64;
 
 /// dy·W for rows of dy, in the weight's type.
 enum Back<'a> {
@@ -181,12 +187,27 @@ fn outer(
         combine::add_products(cpu, out, b.columns, scale, Left::Columns(&left), &right);
     }
     let (a, b) = (View::whole(a, columns), View::whole(b, inner));
-    if narrow { of::<Pair>(cpu, out, scale, a, b) } else { of::<f32>(cpu, out, scale, a, b) }
+    match narrow {
+        true => of::<Pair>(cpu, out, scale, a, b),
+        false if columns <= SLIM && lies_well(&a, &b) => add_outer(cpu, out, scale, a, b),
+        false if inner <= SLIM && lies_well(&b, &a) => {
+            let mut turned = Scratch::<f32>::new(out.len()); // [K, N]
+            turned.fill(0.0);
+            add_outer(cpu, &mut turned, scale, b, a);
+            let pieces = out.chunks_mut(PIECE * inner).enumerate().collect();
+            cpu.spread(pieces, |(piece, out): (usize, &mut [f32])| {
+                for (row, out) in out.chunks_exact_mut(inner).enumerate() {
+                    let turned = turned[piece * PIECE + row..].iter().step_by(columns);
+                    out.iter_mut().zip(turned).for_each(|(out, sum)| *out += sum);
+                }
+            });
+        }
+        false => of::<f32>(cpu, out, scale, a, b),
+    }
 }
 
 /// out[n] += Σ dy[t, n], in the order of rows.
 fn column_sums(cpu: &Cpu, out: &mut [f32], dy: &[f32]) {
-    const PIECE: usize = 64;
     let columns = out.len();
     let pieces = out.chunks_mut(PIECE).enumerate().collect();
     with_isa!(cpu.level, isa => cpu.spread(pieces, |(at, out)| {
