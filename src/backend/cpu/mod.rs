@@ -107,7 +107,7 @@ impl Backend for Cpu {
     }
 
     fn gather_rows(&self, out: &mut Tensor, table: &Tensor, rows: &Tensor) -> Result<()> {
-        rows::gather_rows(out, table, rows)
+        rows::gather_rows(self, out, table, rows)
     }
 
     fn scatter_rows(&self, out: &mut Tensor, source: &Tensor, rows: &Tensor) -> Result<()> {

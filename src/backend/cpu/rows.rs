@@ -12,11 +12,27 @@ use crate::{
 };
 use half::bf16;
 
+/// Rows of activations worth a task of their own.
+const PIECE: usize = 128;
+
+/// Rows of keys and values that one thread moves in the time it takes to wake another.
+const ALONE: usize = 32;
+
 /// See [`crate::backend::Backend::gather_rows`].
-pub(super) fn gather_rows(out: &mut Tensor, table: &Tensor, rows: &Tensor) -> Result<()> {
+pub(super) fn gather_rows(cpu: &Cpu, out: &mut Tensor, table: &Tensor, rows: &Tensor) -> Result<()> {
     const OP: &str = "gather_rows";
     check::gather_rows(out, table, rows)?;
     let rows = check::indices(OP, "rows", rows, table.rows())?;
+    if let (Dtype::F32, Dtype::F32, true) = (table.dtype(), out.dtype(), table.row_len() > 0) {
+        let (out, table, width) = (out.as_mut_slice::<f32>()?, table.as_slice::<f32>()?, table.row_len());
+        let pieces = out.chunks_mut(PIECE * width).zip(rows.chunks(PIECE)).collect();
+        cpu.spread(pieces, |(out, rows): (&mut [f32], &[i32])| {
+            for (out, &row) in out.chunks_exact_mut(width).zip(rows) {
+                out.copy_from_slice(&table[row as usize * width..][..width]);
+            }
+        });
+        return Ok(());
+    }
     let moves = rows.iter().enumerate().map(|(to, &from)| (to, from as usize));
     copy(OP, out, table, table.row_len(), moves)
 }
@@ -52,10 +68,14 @@ pub(super) fn kv_append(
         })
     };
     let mut results = [Ok(()), Ok(())];
-    let pieces = [(k_pool, k), (v_pool, v)].into_iter().zip(&mut results).collect();
-    with_isa!(cpu.level, isa => cpu.spread(pieces, |((pool_of, rows), result)| {
-        isa.run(#[inline(always)] || *result = copy(OP, pool_of, rows, pool.head_dim, moves()));
-    }));
+    let pieces: Vec<_> = [(k_pool, k), (v_pool, v)].into_iter().zip(&mut results).collect();
+    with_isa!(cpu.level, isa => {
+        let each = |((pool_of, rows), result): ((&mut Tensor, &Tensor), &mut Result<()>)| {
+            isa.run(#[inline(always)] || *result = copy(OP, pool_of, rows, pool.head_dim, moves()));
+        };
+        // A pass that draws has so little to move that the threads would take longer to meet.
+        if slots.len() <= ALONE { pieces.into_iter().for_each(each) } else { cpu.spread(pieces, each) }
+    });
     results.into_iter().collect()
 }
 
