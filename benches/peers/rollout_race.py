@@ -7,7 +7,9 @@
 
 What is measured is described in many.py; Pellucid computes the log-prob of every token besides. Every turn runs each
 side once, in a process of its own, and last what sharing is worth: 8 completions of one prompt of 600 tokens against
-those of 8 such prompts. Printed and kept (benches/history/) are medians over the turns. The ratio is Pellucid's
+those of 8 such prompts, for several lengths of completions. With P seconds for a prompt and D for a pass that draws 8
+tokens, n tokens each take P + nD when shared and 8P + nD apart: the longer the completions and the faster the prompts,
+the less there is to share, and the record's `of_prompts` says how much there was. Printed and kept (benches/history/) are medians over the turns. The ratio is Pellucid's
 speed over the best peer's: above 1 Pellucid is faster.
 """
 
@@ -24,7 +26,7 @@ import many
 import race
 
 HERE, ROOT = race.HERE, race.ROOT
-PROMPT, COMPLETIONS, NEW = 600, 8, 64
+PROMPT, COMPLETIONS, LENGTHS = 600, 8, (32, 64, 128)
 
 
 def peers(options):
@@ -67,12 +69,16 @@ def ours(options, vocab):
     return {"tokens_per_second": statistics.median(summary["tokens_per_second"] for summary in summaries)}
 
 
-def sharing(options, vocab):
+def sharing(options, vocab, new):
     """Eight completions of one prompt, and of eight."""
     prompts = [[(at * 7919 + first * 104729 + 11) % vocab for at in range(PROMPT)] for first in range(COMPLETIONS)]
-    shared = rollout(options, prompts[:1], NEW, "--n", COMPLETIONS)
-    apart = rollout(options, prompts, NEW)
-    return {"shared": shared, "apart": apart, "ratio": shared["tokens_per_second"] / apart["tokens_per_second"]}
+    shared = rollout(options, prompts[:1], new, "--n", COMPLETIONS)
+    apart = rollout(options, prompts, new)
+    slower, faster = ((COMPLETIONS * new) / side["tokens_per_second"] for side in (apart, shared))
+    # Of the time apart: seven of eight prompts are what it has more.
+    of_prompts = (slower - faster) / (COMPLETIONS - 1) * COMPLETIONS / slower
+    ratio = shared["tokens_per_second"] / apart["tokens_per_second"]
+    return {"new": new, "shared": shared, "apart": apart, "ratio": ratio, "of_prompts": of_prompts}
 
 
 def main():
@@ -102,8 +108,9 @@ def main():
             names[side] = record.get("name", "pellucid")
             speeds[side].append(record["tokens_per_second"])
             print(f"turn {turn + 1}: {side}: {speeds[side][-1]:.1f}", flush=True)
-        shared.append(sharing(options, vocab))
-        print(f"turn {turn + 1}: sharing: {shared[-1]['ratio']:.2f} times", flush=True)
+        for new in LENGTHS:
+            shared.append(sharing(options, vocab, new))
+            print(f"turn {turn + 1}: sharing, {new} tokens: {shared[-1]['ratio']:.2f} times", flush=True)
 
     table = {side: statistics.median(turns) for side, turns in speeds.items()}
     print(f"\n{race.cpu_name()}, {options.threads} threads; new tokens/s at {many.SEQUENCES} sequences, medians")
@@ -111,9 +118,14 @@ def main():
         print(f"{side:32}{speed:10.1f}")
     ratio = table["pellucid"] / max(table[side] for side in programs) if programs else None
     print(f"{'over best peer':32}{ratio or float('nan'):10.2f}")
-    worth = statistics.median(one["ratio"] for one in shared)
-    tokens = {name: shared[-1][name]["computed_tokens"] for name in ("shared", "apart")}
-    print(f"sharing a prompt of {PROMPT} tokens among {COMPLETIONS}: {worth:.2f} times the speed, {tokens} computed")
+    worth = {}
+    for new in LENGTHS:
+        turns = [one for one in shared if one["new"] == new]
+        worth[new] = statistics.median(one["ratio"] for one in turns)
+        tokens = {name: turns[-1][name]["computed_tokens"] for name in ("shared", "apart")}
+        of_prompts = statistics.median(one["of_prompts"] for one in turns)
+        print(f"sharing a prompt of {PROMPT} tokens among {COMPLETIONS} completions of {new}: {worth[new]:.2f} times the", end=" ")
+        print(f"speed, {tokens} computed; apart {of_prompts:.0%} of the time is prompts")
 
     now = datetime.datetime.now(datetime.UTC)
     result = {
