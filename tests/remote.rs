@@ -3,155 +3,24 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+#[path = "support/server.rs"]
+mod server;
+
 use pellucid::prompt::message::{ImageReference, Message};
 use pellucid::rl::remote::settings::{RemoteSettings, ServerConfig};
 use pellucid::rl::remote::{Answered, Remote, Trouble};
 use pellucid::rl::reply::Said;
 use serde_json::{Value, json};
+use server::{Act, Request, Server, completion, with_status};
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
-
-/// What a server got.
-#[derive(Debug, Clone)]
-struct Request {
-    /// How many came before it.
-    number: usize,
-    head: String,
-    body: Value,
-}
-
-impl Request {
-    /// The last message.
-    fn words(&self) -> String {
-        let messages = self.body["messages"].as_array().expect("messages");
-        messages.last().expect("one")["content"].as_str().expect("words").to_owned()
-    }
-}
-
-/// What it does then.
-enum Act {
-    /// Sends bytes, as they are, and closes.
-    Send(Vec<u8>),
-    /// Says nothing until the client has gone.
-    Stall,
-}
-
-fn with_status(status: u16, headers: &str, body: &[u8]) -> Act {
-    let mut bytes = format!(
-        "HTTP/1.1 {status} X\r\n{headers}connection: close\r\ncontent-length: {}\r\n\r\n",
-        body.len()
-    )
-    .into_bytes();
-    bytes.extend_from_slice(body);
-    Act::Send(bytes)
-}
-
-fn completion(text: &str, finish: &str) -> Act {
-    let body = json!({
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}],
-        "usage": {"prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13},
-    });
-    with_status(200, "content-type: application/json\r\n", body.to_string().as_bytes())
-}
 
 /// Repeats what it was told.
 fn echo(request: &Request) -> Act {
     completion(&format!("you said {}", request.words()), "stop")
-}
-
-struct Server {
-    address: SocketAddr,
-    seen: Arc<Mutex<Vec<Request>>>,
-    down: Arc<AtomicBool>,
-    listening: Option<thread::JoinHandle<()>>,
-}
-
-impl Server {
-    fn start(act: impl Fn(&Request) -> Act + Send + Sync + 'static) -> Self {
-        Server::start_at("127.0.0.1:0", act)
-    }
-
-    fn start_at(address: &str, act: impl Fn(&Request) -> Act + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind(address).expect("the port is free");
-        let address = listener.local_addr().expect("is bound");
-        let (seen, down) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
-        let (all, off, act) = (Arc::clone(&seen), Arc::clone(&down), Arc::new(act));
-        let listening = thread::spawn(move || {
-            for stream in listener.incoming() {
-                if off.load(SeqCst) {
-                    return;
-                }
-                let (stream, all, act) = (stream.expect("a connection"), Arc::clone(&all), Arc::clone(&act));
-                thread::spawn(move || serve(stream, &all, &*act));
-            }
-        });
-        Server { address, seen, down, listening: Some(listening) }
-    }
-
-    fn url(&self) -> String {
-        format!("http://{}", self.address)
-    }
-
-    fn requests(&self) -> Vec<Request> {
-        self.seen.lock().unwrap().clone()
-    }
-
-    fn stop(&mut self) {
-        if let Some(listening) = self.listening.take() {
-            self.down.store(true, SeqCst);
-            drop(TcpStream::connect(self.address)); // so that it looks up
-            listening.join().unwrap();
-        }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-fn serve(mut stream: TcpStream, all: &Mutex<Vec<Request>>, act: &dyn Fn(&Request) -> Act) {
-    let mut reader = BufReader::new(stream.try_clone().unwrap());
-    let (mut head, mut length) = (String::new(), 0);
-    loop {
-        let mut line = String::new();
-        match reader.read_line(&mut line) {
-            Ok(0) => return,
-            Ok(_) => {}
-            // As servers answer those who speak TLS to them.
-            Err(_) => {
-                return drop(stream.write_all(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n"));
-            }
-        }
-        if let Some(number) = line.to_lowercase().strip_prefix("content-length:") {
-            length = number.trim().parse().unwrap();
-        }
-        if line.trim().is_empty() {
-            break;
-        }
-        head += &line;
-    }
-    let mut body = vec![0; length];
-    if reader.read_exact(&mut body).is_err() {
-        return;
-    }
-    let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
-    let request = {
-        let mut all = all.lock().unwrap();
-        let request = Request { number: all.len(), head, body };
-        all.push(request.clone());
-        request
-    };
-    match act(&request) {
-        Act::Send(bytes) => drop(stream.write_all(&bytes)), // a client may have had enough
-        Act::Stall => drop(reader.read(&mut [0])),
-    }
 }
 
 /// Pauses too short to be felt, and patience enough for a slow machine.
@@ -635,6 +504,24 @@ fn a_key_is_sent_and_goes_nowhere_else() {
         RemoteSettings { api_key_env: Some("PELLUCID_NO_SUCH_KEY".into()), ..self::settings(server.url()) };
     let error = Remote::new(missing).unwrap_err().to_string();
     assert!(error.contains("PELLUCID_NO_SUCH_KEY"), "{error}");
+}
+
+#[test]
+fn certificates_are_read_before_anything_is_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("own.pem");
+    let opened = || {
+        let certificates = Some(path.clone());
+        let settings = RemoteSettings { certificates, ..settings("https://localhost".into()) };
+        Remote::new(settings).map(drop).map_err(|error| error.to_string())
+    };
+    assert!(opened().unwrap_err().contains("cannot be read"));
+    std::fs::write(&path, "certainly").unwrap();
+    assert!(opened().unwrap_err().contains("holds no certificates"));
+    std::fs::write(&path, "-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----\n").unwrap();
+    assert!(opened().unwrap_err().contains("is no PEM"));
+    std::fs::write(&path, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
+    assert_eq!(opened(), Ok(()));
 }
 
 #[test]

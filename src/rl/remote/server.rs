@@ -6,8 +6,10 @@ use super::settings::RemoteSettings;
 use crate::error::{Error, Result};
 use serde_json::Value;
 use std::io::ErrorKind;
+use std::path::Path;
 use std::time::Duration;
 use ureq::http::{HeaderValue, Response, Uri, header};
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body, Timeout};
 
 /// The most bytes of a reply.
@@ -58,6 +60,9 @@ impl Server {
             .timeout_connect(Some(settings.connect_timeout))
             .timeout_global(Some(settings.timeout))
             .user_agent(concat!("pellucid/", env!("CARGO_PKG_VERSION")));
+        if let Some(path) = &settings.certificates {
+            config = config.tls_config(TlsConfig::builder().root_certs(roots(path)?).build());
+        }
         if ["localhost", "127.0.0.1", "[::1]"].contains(&host.as_str()) {
             config = config.proxy(None);
         }
@@ -186,6 +191,22 @@ fn key(variable: &str) -> Result<Key> {
         return Err(refuse("holds what no header may hold"));
     }
     Ok(Key(key.to_owned()))
+}
+
+/// Certificates of a file.
+fn roots(path: &Path) -> Result<RootCerts> {
+    let text = std::fs::read(path).map_err(|cause| Error::file_because(path, "cannot be read", cause))?;
+    let mut found: Vec<Certificate<'static>> = Vec::new();
+    for item in parse_pem(&text) {
+        let item = item.map_err(|cause| Error::file_because(path, "is no PEM", cause))?;
+        if let PemItem::Certificate(certificate) = item {
+            found.push(certificate);
+        }
+    }
+    if found.is_empty() {
+        return Err(Error::file(path, "holds no certificates; expected -----BEGIN CERTIFICATE----- in it"));
+    }
+    Ok(RootCerts::from(found))
 }
 
 /// How long a server asks to be left alone, in seconds or, as some do, milliseconds; dates are not read.

@@ -27,6 +27,8 @@ pub struct ServerConfig {
     pub max_total_tokens: Option<u64>,
     /// A file that keeps replies, so that no question is asked twice, not even by the next run.
     pub cache: Option<PathBuf>,
+    /// A file of certificates (PEM) to trust instead of the public ones.
+    pub certificates: Option<PathBuf>,
     /// Further keys of every request, such as `{ chat_template_kwargs = { enable_thinking = false } }`.
     pub extra: toml::Table,
 }
@@ -42,6 +44,7 @@ impl Default for ServerConfig {
             max_requests: None,
             max_total_tokens: None,
             cache: None,
+            certificates: None,
             extra: toml::Table::new(),
         }
     }
@@ -82,6 +85,8 @@ pub struct RemoteSettings {
     pub max_total_tokens: Option<u64>,
     /// A file that keeps replies.
     pub cache: Option<PathBuf>,
+    /// A file of certificates to trust instead of the public ones.
+    pub certificates: Option<PathBuf>,
     /// Further keys of every request.
     pub extra: serde_json::Map<String, serde_json::Value>,
 }
@@ -129,6 +134,7 @@ impl ServerConfig {
             max_requests: self.max_requests,
             max_total_tokens: self.max_total_tokens,
             cache: self.cache.clone(),
+            certificates: self.certificates.clone(),
             extra: extra.as_object().cloned().unwrap_or_default(),
         })
     }
