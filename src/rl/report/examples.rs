@@ -1,5 +1,6 @@
 //! Problems whose outcome changed, with what was said before and after.
 
+use super::folder::Picture;
 use super::html::Html;
 use crate::rl::evaluation::{Answer, Evaluation, Item};
 use std::collections::{BTreeMap, HashMap};
@@ -50,12 +51,14 @@ fn in_turn<'a>(examples: impl Iterator<Item = Example<'a>>, most: usize) -> Vec<
 }
 
 /// An example with its pictures.
-pub(super) fn show(html: &mut Html, example: &Example<'_>, steps: [u64; 2], pictures: &[String]) {
+pub(super) fn show(html: &mut Html, example: &Example<'_>, steps: [u64; 2], pictures: &[Picture]) {
     let item = example.after;
     html.element("article", &[("class", &"example")], |html| {
         html.element("div", &[("class", &"pictures")], |html| {
             for picture in pictures {
-                html.empty("img", &[("src", picture), ("alt", &"the picture the question is about")]);
+                let class = if picture.coarse { "coarse" } else { "fine" };
+                let alt = "the picture the question is about";
+                html.empty("img", &[("class", &class), ("src", &picture.data_url), ("alt", &alt)]);
             }
             if pictures.is_empty() {
                 html.leaf("p", &[("class", &"quiet")], "The picture is not at hand.");

@@ -53,19 +53,31 @@ impl Folder {
     }
 }
 
-/// A picture as a data URL, shrunk if it is large. None where there is no such picture.
-pub(super) fn data_url(picture: &ImageReference) -> Option<String> {
-    let decoder = Decoder::default();
-    let decoded = match picture {
-        ImageReference::Path(path) => decoder.file(path),
-        ImageReference::Bytes(bytes) => decoder.bytes(bytes, "picture"),
-    };
-    let shrunk = shrunk(decoded.ok()?);
-    let (width, height) = (shrunk.width() as u32, shrunk.height() as u32);
-    let mut png = Vec::new();
-    let encoder = image::codecs::png::PngEncoder::new(&mut png);
-    encoder.write_image(shrunk.pixels(), width, height, image::ExtendedColorType::Rgb8).ok()?;
-    Some(format!("data:image/png;base64,{}", base64::engine::general_purpose::STANDARD.encode(png)))
+/// A picture to be shown.
+#[derive(Debug)]
+pub(super) struct Picture {
+    /// The picture itself.
+    pub(super) data_url: String,
+    /// Whether it is so small that its pixels are to be seen.
+    pub(super) coarse: bool,
+}
+
+impl Picture {
+    /// Reads one, and shrinks it if it is large. None where there is no such picture.
+    pub(super) fn read(picture: &ImageReference) -> Option<Self> {
+        let decoder = Decoder::default();
+        let decoded = match picture {
+            ImageReference::Path(path) => decoder.file(path),
+            ImageReference::Bytes(bytes) => decoder.bytes(bytes, "picture"),
+        };
+        let shrunk = shrunk(decoded.ok()?);
+        let (width, height) = (shrunk.width() as u32, shrunk.height() as u32);
+        let mut png = Vec::new();
+        let encoder = image::codecs::png::PngEncoder::new(&mut png);
+        encoder.write_image(shrunk.pixels(), width, height, image::ExtendedColorType::Rgb8).ok()?;
+        let coded = base64::engine::general_purpose::STANDARD.encode(png);
+        Some(Picture { data_url: format!("data:image/png;base64,{coded}"), coarse: width.max(height) <= 128 })
+    }
 }
 
 fn shrunk(picture: Rgb) -> Rgb {

@@ -19,7 +19,7 @@ use crate::format::save::write_file;
 use crate::task::verify::Policy;
 use chart::Chart;
 use examples::Example;
-use folder::Folder;
+use folder::{Folder, Picture};
 use html::{Html, percent};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -44,7 +44,7 @@ pub fn write(folder: &Path) -> Result<PathBuf> {
 }
 
 /// The pictures of the examples, by problem: from the data the run was evaluated on, if it can still be read.
-fn pictures(run: &Folder) -> HashMap<String, Vec<String>> {
+fn pictures(run: &Folder) -> HashMap<String, Vec<Picture>> {
     let wanted: BTreeSet<&str> = shown(run).iter().map(|example| example.after.id.as_str()).collect();
     if wanted.is_empty() {
         return HashMap::new();
@@ -57,7 +57,7 @@ fn pictures(run: &Folder) -> HashMap<String, Vec<String>> {
     let problems = problems.unwrap_or_default().into_iter();
     let found = problems.filter(|problem| wanted.contains(problem.id.as_str()));
     found
-        .map(|problem| (problem.id.clone(), problem.images.iter().filter_map(folder::data_url).collect()))
+        .map(|problem| (problem.id.clone(), problem.images.iter().filter_map(Picture::read).collect()))
         .collect()
 }
 
@@ -75,7 +75,7 @@ fn headline<'a>(pairs: &[Pair<'a>]) -> Option<Pair<'a>> {
 }
 
 /// The whole page.
-fn page(run: &Folder, pictures: &HashMap<String, Vec<String>>) -> String {
+fn page(run: &Folder, pictures: &HashMap<String, Vec<Picture>>) -> String {
     let pairs = Pair::all(&run.evaluations);
     let title = format!("Pellucid run {}", run.name);
     let mut html = Html::default();
@@ -108,7 +108,7 @@ fn page(run: &Folder, pictures: &HashMap<String, Vec<String>>) -> String {
 }
 
 fn section(html: &mut Html, title: &str, inside: impl FnOnce(&mut Html)) {
-    html.element("section", &[], |html| {
+    html.element("section", &[("id", &title.to_lowercase())], |html| {
         html.leaf("h2", &[], title);
         inside(html);
     });
@@ -261,7 +261,12 @@ const TERMS: [(&str, &str); 7] = [
     ),
 ];
 
-fn example_pairs(html: &mut Html, run: &Folder, pairs: &[Pair<'_>], pictures: &HashMap<String, Vec<String>>) {
+fn example_pairs(
+    html: &mut Html,
+    run: &Folder,
+    pairs: &[Pair<'_>],
+    pictures: &HashMap<String, Vec<Picture>>,
+) {
     let examples = shown(run);
     let Some(Pair { before: Some(before), after }) = headline(pairs).filter(|_| !examples.is_empty()) else {
         return;
