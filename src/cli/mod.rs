@@ -8,6 +8,7 @@ mod bench;
 mod demo;
 mod device;
 mod doctor;
+mod eval;
 mod generate;
 mod inspect;
 mod kernels;
@@ -53,6 +54,7 @@ enum Verb {
     Score(score::Arguments),
     Demo(demo::Arguments),
     Train(train::Arguments),
+    Eval(eval::Arguments),
     Sft(sft::Arguments),
     Merge(merge::Arguments),
     Verify(verify::Arguments),
@@ -133,6 +135,7 @@ fn run(command_line: &CommandLine) -> Result<()> {
         Verb::Score(arguments) => score::run(arguments, global),
         Verb::Demo(arguments) => demo::run(arguments, global),
         Verb::Train(arguments) => train::run(arguments, global),
+        Verb::Eval(arguments) => eval::run(arguments, global),
         Verb::Sft(arguments) => sft::run(arguments, global),
         Verb::Merge(arguments) => merge::run(arguments, global),
         Verb::Verify(arguments) => verify::run(arguments, global),

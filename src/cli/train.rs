@@ -166,7 +166,7 @@ fn summary(step: &Step) -> String {
 }
 
 /// Says which rows of the data are left out.
-fn remark(faults: &[Fault], global: &Global) {
+pub(super) fn remark(faults: &[Fault], global: &Global) {
     const SHOWN: usize = 5;
     if global.quiet || faults.is_empty() {
         return;

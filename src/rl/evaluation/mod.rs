@@ -144,8 +144,9 @@ impl Evaluation {
 
     /// Its name in a run's folder.
     pub fn file_name(&self) -> String {
+        let alone = if self.mode == Mode::SinglePass { "-single-pass" } else { "" };
         let greedy = if self.conditions.temperature == 0.0 { "-greedy" } else { "" };
-        format!("eval-{}{greedy}.json", self.conditions.step)
+        format!("eval-{}{alone}{greedy}.json", self.conditions.step)
     }
 
     /// Writes it into a folder, under its name.
@@ -165,7 +166,7 @@ impl Evaluation {
         serde_json::from_slice(&bytes).map_err(|cause| Error::file_because(path, "is no evaluation", cause))
     }
 
-    /// Those of a run's folder, by step; of each step the sampled before the greedy.
+    /// Those of a run's folder, by step; of each step those where asking was allowed first, the sampled before the greedy.
     pub fn all_in(folder: &Path) -> Result<Vec<Self>> {
         let unreadable = |cause| Error::file_because(folder, "cannot be listed", cause);
         let mut found = Vec::new();
@@ -177,8 +178,9 @@ impl Evaluation {
             }
         }
         found.sort_by(|a, b| {
-            let (a, b) = (&a.conditions, &b.conditions);
-            a.step.cmp(&b.step).then(b.temperature.total_cmp(&a.temperature))
+            let alone = |e: &Evaluation| e.mode == Mode::SinglePass;
+            let order = a.conditions.step.cmp(&b.conditions.step).then(alone(a).cmp(&alone(b)));
+            order.then(b.conditions.temperature.total_cmp(&a.conditions.temperature))
         });
         Ok(found)
     }

@@ -74,6 +74,12 @@ fn headline<'a>(pairs: &[Pair<'a>]) -> Option<Pair<'a>> {
     pairs.iter().find(|pair| pair.before.is_some()).or(pairs.first()).copied()
 }
 
+/// Every evaluation of that kind.
+fn like_headline<'a>(run: &'a Folder, pairs: &'a [Pair<'_>]) -> impl Iterator<Item = &'a Evaluation> {
+    let known = headline(pairs);
+    run.evaluations.iter().filter(move |evaluation| known.is_some_and(|pair| pair.like(evaluation)))
+}
+
 /// The whole page.
 fn page(run: &Folder, pictures: &HashMap<String, Vec<Picture>>) -> String {
     let pairs = Pair::all(&run.evaluations);
@@ -183,9 +189,7 @@ fn signs(html: &mut Html, run: &Folder) {
         }
     }
     let pairs = Pair::all(&run.evaluations);
-    let temperature = headline(&pairs).map(|pair| pair.after.conditions.temperature);
-    let same: Vec<_> =
-        run.evaluations.iter().filter(|e| Some(e.conditions.temperature) == temperature).collect();
+    let same: Vec<&Evaluation> = like_headline(run, &pairs).collect();
     let evaluated = alarms::of_evaluations(&same);
     section(html, "Alarms", |html| {
         if raised.is_empty() && evaluated.is_empty() && run.unreadable == 0 {
@@ -311,9 +315,7 @@ fn curves(html: &mut Html, run: &Folder) {
         return;
     }
     let pairs = Pair::all(&run.evaluations);
-    let temperature = headline(&pairs).map(|pair| pair.after.conditions.temperature);
     let marks = |key: &str| -> Vec<(f64, Rate)> {
-        let same = run.evaluations.iter().filter(|e| Some(e.conditions.temperature) == temperature);
         let rate = |e: &Evaluation| {
             let rate = match key {
                 "single_pass" => e.metrics.first_pass_right,
@@ -323,7 +325,7 @@ fn curves(html: &mut Html, run: &Folder) {
             };
             Some((e.conditions.step as f64, rate?))
         };
-        same.filter_map(rate).collect()
+        like_headline(run, &pairs).filter_map(rate).collect()
     };
     let others: BTreeSet<&str> = run.steps.iter().flat_map(|line| line.keys().map(String::as_str)).collect();
     let known =

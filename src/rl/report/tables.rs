@@ -2,7 +2,7 @@
 
 use super::chart::intervals;
 use super::html::{Html, percent, probability};
-use crate::rl::evaluation::{Cell, Change, Comparison, Evaluation, LEAST_IN_CELL, Rate};
+use crate::rl::evaluation::{Cell, Change, Comparison, Evaluation, LEAST_IN_CELL, Mode, Rate};
 
 /// A first evaluation and a last one of the same kind; only the last where there is one alone.
 #[derive(Debug, Clone, Copy)]
@@ -12,18 +12,24 @@ pub(super) struct Pair<'a> {
 }
 
 impl<'a> Pair<'a> {
-    /// The first and last evaluations of each temperature, the highest temperature first.
+    /// The first and last evaluations of each kind: those where asking was allowed first, the highest temperature first.
     pub(super) fn all(evaluations: &'a [Evaluation]) -> Vec<Self> {
-        let mut temperatures: Vec<f32> = evaluations.iter().map(|e| e.conditions.temperature).collect();
-        temperatures.sort_by(|a, b| b.total_cmp(a));
-        temperatures.dedup();
-        let pair = |temperature: f32| {
-            let same: Vec<&Evaluation> =
-                evaluations.iter().filter(|e| e.conditions.temperature == temperature).collect();
+        let kind = |e: &Evaluation| (e.mode == Mode::SinglePass, e.conditions.temperature);
+        let mut kinds: Vec<(bool, f32)> = evaluations.iter().map(kind).collect();
+        kinds.sort_by(|a, b| a.0.cmp(&b.0).then(b.1.total_cmp(&a.1)));
+        kinds.dedup();
+        let pair = |wanted: (bool, f32)| {
+            let same: Vec<&Evaluation> = evaluations.iter().filter(|e| kind(e) == wanted).collect();
             let (after, rest) = same.split_last()?;
             Some(Pair { before: rest.first().copied(), after })
         };
-        temperatures.into_iter().filter_map(pair).collect()
+        kinds.into_iter().filter_map(pair).collect()
+    }
+
+    /// Whether an evaluation is of this kind.
+    pub(super) fn like(&self, evaluation: &Evaluation) -> bool {
+        let kind = |e: &Evaluation| (e.mode, e.conditions.temperature);
+        kind(self.after) == kind(evaluation)
     }
 
     /// How its captions were made.
@@ -68,7 +74,7 @@ pub(super) fn metrics(html: &mut Html, pair: &Pair<'_>) {
         Some(before) => format!("steps {} and {}", before.conditions.step, after.conditions.step),
         None => format!("step {}", after.conditions.step),
     };
-    let caption = format!("{} held-out problems, {}, {steps}", after.metrics.items, pair.captions());
+    let caption = format!("{} problems, {}, {steps}", after.metrics.items, pair.captions());
     let heads: &[&str] = match before {
         Some(_) => &["", "before", "after", "0 … 50 … 100 %", "change, points", "lost / gained", "p"],
         None => &["", "share", "0 … 50 … 100 %"],

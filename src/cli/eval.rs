@@ -1,0 +1,155 @@
+//! `pellucid eval`: what a reasoner makes of a captioner's captions.
+
+use super::Global;
+use super::memory::free_memory;
+use anyhow::{Context, Result, bail};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use pellucid::rl::cast::Cast;
+use pellucid::rl::config::Config;
+use pellucid::rl::evaluation::{Comparison, Evaluation, Mode};
+use pellucid::rl::report;
+use pellucid::rl::run::Run;
+use pellucid::rl::source::Source;
+use pellucid::task::verify::Policy;
+use serde::Serialize;
+use std::{
+    fmt, fs,
+    io::IsTerminal,
+    path::{Path, PathBuf},
+};
+
+/// Measure a captioner by what a reasoner answers from its captions
+///
+/// Rates come with Wilson's 95 % intervals and per subject and difficulty; every item goes into eval-<step>.json, and
+/// report.html beside it is written anew. With --against, problems that both evaluations hold are compared one by one.
+///
+/// Example: pellucid eval -c run.toml --adapter runs/one/checkpoint-60 --mode clarification
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Arguments {
+    /// The run's configuration (TOML); data.eval says by what to measure
+    #[arg(short, long, value_name = "FILE")]
+    config: PathBuf,
+
+    /// Changes to it: key=value, with dotted keys
+    #[arg(value_name = "KEY=VALUE")]
+    changes: Vec<String>,
+
+    /// Whether the reasoner may ask; if so, it is made to answer without, too
+    #[arg(long, default_value = "single_pass", value_parser = parse_mode)]
+    mode: Mode,
+
+    /// A PEFT adapter or a checkpoint instead of captioner.adapter
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
+
+    /// The temperature captions are drawn at; 0 is greedy
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = parse_temperature)]
+    temperature: f32,
+
+    /// An earlier evaluation to compare with
+    #[arg(long, value_name = "FILE")]
+    against: Option<PathBuf>,
+
+    /// Where results go [default: the run's folder]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+fn parse_mode(name: &str) -> Result<Mode, String> {
+    match name {
+        "single_pass" => Ok(Mode::SinglePass),
+        "clarification" => Ok(Mode::Clarification),
+        _ => Err("expected single_pass or clarification".into()),
+    }
+}
+
+fn parse_temperature(text: &str) -> Result<f32, String> {
+    match text.parse() {
+        Ok(value @ 0.0..=100.0) => Ok(value),
+        _ => Err("expected a number from 0 to 100".into()),
+    }
+}
+
+pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
+    let mut config = Config::read(&arguments.config, &arguments.changes)?;
+    let before = arguments.against.as_deref().map(Evaluation::open).transpose()?;
+    let Some(data) = config.data.eval.clone() else {
+        bail!("{} does not say by what to measure; give data.eval=FILE", arguments.config.display());
+    };
+    let out = arguments.out.clone().unwrap_or_else(|| config.run.out.clone());
+    let resolved = toml::to_string(&config).context("the configuration cannot be written")?;
+    config.captioner.adapter = arguments.adapter.clone().or(config.captioner.adapter);
+    let step = config.captioner.adapter.as_deref().map_or(Ok(0), steps_taken)?;
+    // Nothing is learned: no other data is read, and an update of one token is all there is to keep room for.
+    config.data.train = data.clone();
+    config.optim.microbatch_tokens = 1;
+    config.reasoner.learn = None;
+    let (problems, faults) =
+        Source::held_out(&data, &config.layout()?, &Policy::default(), config.data.eval_limit)?;
+    if !global.quiet {
+        super::train::remark(&faults, global);
+    }
+    let backend = global.device.open(global.threads)?;
+    let cast = Cast::open(&config, &backend)?;
+    let memory = cast.memory(&config, free_memory(&*backend)?)?;
+    let (mut run, _) = Run::begin(&cast, &config, &memory, None)?;
+
+    let requests = match arguments.mode {
+        Mode::SinglePass => 0,
+        Mode::Clarification => config.episode.requests().max(1),
+    };
+    let hidden = global.quiet || !std::io::stderr().is_terminal();
+    let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+    let style = ProgressStyle::with_template("{bar:24} {pos}/{len} problems  {elapsed}, {eta} left")?;
+    let bar = ProgressBar::with_draw_target(Some(problems.len() as u64), target).with_style(style);
+    let progress = |done: usize| bar.set_position(done as u64);
+    let mut evaluation = run.evaluate(&problems, arguments.temperature, requests, progress)?;
+    evaluation.conditions.step = step;
+    bar.finish_and_clear();
+
+    let comparison = before.map(|before| Comparison::between(&before, &evaluation)).transpose()?;
+    fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
+    let stated = out.join("config.toml");
+    if !stated.exists() {
+        fs::write(&stated, resolved).with_context(|| format!("cannot write {}", stated.display()))?;
+    }
+    let file = evaluation.save(&out)?;
+    let report = report::write(&out)?;
+    let lost = problems.len() - evaluation.items.len();
+    global.print(&Summary { evaluation: evaluation.summary(), comparison, lost, file, report })
+}
+
+/// The steps a checkpoint's captioner had taken; an adapter that is no checkpoint does not say, and counts as none.
+fn steps_taken(adapter: &Path) -> Result<u64> {
+    let path = adapter.join("trainer_state.json");
+    let Ok(text) = fs::read_to_string(&path) else { return Ok(0) };
+    let state: serde_json::Value =
+        serde_json::from_str(&text).with_context(|| format!("{} is no JSON", path.display()))?;
+    state["global_step"].as_u64().with_context(|| format!("{} does not say the step", path.display()))
+}
+
+/// What came out.
+#[derive(Serialize)]
+struct Summary {
+    #[serde(flatten)]
+    evaluation: Evaluation,
+    comparison: Option<Comparison>,
+    /// Problems that a remote reasoner never answered.
+    lost: usize,
+    file: PathBuf,
+    report: PathBuf,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.evaluation.fmt(f)?;
+        if let Some(comparison) = &self.comparison {
+            comparison.fmt(f)?;
+        }
+        if self.lost > 0 {
+            writeln!(f, "\n{} problems got no usable reply and are left out", self.lost)?;
+        }
+        writeln!(f, "\n{}\n{}", self.file.display(), self.report.display())
+    }
+}
