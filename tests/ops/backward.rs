@@ -37,8 +37,7 @@ struct Case {
 }
 
 impl Case {
-    fn new(random: &mut Random, dtype: Dtype, [t, k, n]: [usize; 3]) -> Self {
-        let ranks = [3, 33];
+    fn new(random: &mut Random, dtype: Dtype, [t, k, n]: [usize; 3], ranks: [usize; 2]) -> Self {
         let other = if dtype == Dtype::F32 { Dtype::BF16 } else { Dtype::F32 };
         let mut pair = |rank, dtype| (random.tensor(dtype, &[rank, k]), random.tensor(dtype, &[n, rank]));
         let ((a0, b0), (a1, b1)) = (pair(ranks[0], dtype), pair(ranks[1], other));
@@ -80,18 +79,21 @@ impl Case {
 #[test]
 fn linear_backward_equals_the_oracle() {
     let mut random = Random(21);
-    for sizes in [
-        [1, 1, 1],
-        [1, 31, 5],
-        [7, 33, 18],
-        [2, 64, 4],
-        [13, 100, 33],
-        [150, 48, 131],
-        [3, 70, 2600],
-        [600, 17, 50],
+    let ragged = [3, 33];
+    for (sizes, ranks) in [
+        ([1, 1, 1], ragged),
+        ([1, 31, 5], ragged),
+        ([7, 33, 18], ragged),
+        ([2, 64, 4], ragged),
+        ([13, 100, 33], ragged),
+        ([150, 48, 131], ragged),
+        ([3, 70, 2600], ragged),
+        ([600, 17, 50], ragged),
+        // Whole blocks and vectors, and more rows than one chunk of their sum.
+        ([1300, 96, 80], [16, 24]),
     ] {
         for dtype in WEIGHTS {
-            let case = Case::new(&mut random, dtype, sizes);
+            let case = Case::new(&mut random, dtype, sizes, ranks);
             for backend in backends() {
                 let what = format!("linear_backward {dtype} {sizes:?}");
                 compare(&what, &backend, |backend, activation| case.run(backend, activation));
@@ -104,7 +106,7 @@ fn linear_backward_equals_the_oracle() {
 fn backward_ops_do_not_depend_on_threads() {
     let mut random = Random(22);
     for dtype in WEIGHTS {
-        let case = Case::new(&mut random, dtype, [1100, 96, 200]);
+        let case = Case::new(&mut random, dtype, [1100, 96, 208], [16, 33]);
         steady("linear_backward", |backend| case.run(backend, Dtype::F32));
         let attention =
             Attended::new(&mut random, dtype, &[0, 70, 300, 301, 340], Some(&[0, 0, 2, 0]), [4, 2, 24]);
