@@ -142,13 +142,14 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     text.push_str(&table(&before, &after, problems.len()));
     for (name, evaluation) in &roles {
         let rate = evaluation.metrics.accuracy_single.map_or(0.0, |rate| rate.rate);
-        let _ = writeln!(text, "  {name:<56}{:>5.1} %", 100.0 * rate);
+        let _ = writeln!(text, "  {name:<60}{:>5.1}", 100.0 * rate);
     }
     let _ = write!(
         text,
-        "\n{} steps of 256 captions in {:.0} s, all in {:.0} s. A small world makes a large effect: the captioner sees\n\
+        "\n{} steps of {} captions in {:.0} s, all in {:.0} s. A small world makes a large effect: the captioner sees\n\
          everything from the start and has only to learn what to mention. Curves, examples and intervals:\n{}\n",
         run.state().step,
+        config.optim.prompts_per_step * config.optim.group_size,
         training.as_secs_f64(),
         start.elapsed().as_secs_f64(),
         report.display()
@@ -236,23 +237,27 @@ fn example(problem: &Problem, before: &Item, after: &Item, colours: bool) -> Str
 }
 
 fn table(before: &Measured, after: &Measured, count: usize) -> String {
-    let mut text = format!("{count} held-out problems{:>35}{:>18}\n", "before", "after");
-    let percent = |rate: Option<Rate>| {
-        rate.map_or("–".to_owned(), |rate| {
-            format!("{:5.1} ({:4.1}–{:4.1})", 100.0 * rate.rate, 100.0 * rate.low, 100.0 * rate.high)
-        })
-    };
-    let mut row = |name: &str, before: Option<Rate>, after: Option<Rate>| {
-        let _ = writeln!(text, "  {name:<38}{:>18}{:>18}", percent(before), percent(after));
+    let mut text =
+        format!("{:<44}{:>18}{:>20}\n", format!("{count} held-out problems, %"), "before", "after");
+    let percent = |rate: Rate| {
+        let [rate, low, high] = [rate.rate, rate.low, rate.high].map(|share| 100.0 * share);
+        format!("{rate:5.1} ({low:4.1}–{high:5.1})")
     };
     for (how, before, after) in
         [("captions drawn", &before.drawn, &after.drawn), ("greedy captions", &before.greedy, &after.greedy)]
     {
+        let _ = writeln!(text, "{how}"); // a String takes everything
         let (b, a) = (&before.metrics, &after.metrics);
-        row(&format!("{how}: right without asking, %"), b.first_pass_right, a.first_pass_right);
-        row("  right, asking not offered, %", b.accuracy_single, a.accuracy_single);
-        row("  asks, %", b.clarification_rate, a.clarification_rate);
-        row("  right with one request, %", b.accuracy_clarified, a.accuracy_clarified);
+        for (name, before, after) in [
+            ("right without asking", b.first_pass_right, a.first_pass_right),
+            ("right where asking is not offered", b.accuracy_single, a.accuracy_single),
+            ("asks", b.clarification_rate, a.clarification_rate),
+            ("right with one request allowed", b.accuracy_clarified, a.accuracy_clarified),
+        ] {
+            if let (Some(before), Some(after)) = (before, after) {
+                let _ = writeln!(text, "  {name:<40}{:>20}{:>20}", percent(before), percent(after));
+            }
+        }
     }
     text
 }

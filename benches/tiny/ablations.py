@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+"""Runs of the tiny world side by side: what the paper leaves open, as far as a small world can answer it.
+
+    cargo build --release
+    python3 benches/tiny/ablations.py --out runs/ablations --seeds 0 1 2 [--only alpha binary] [--threads 2] [--jobs 2]
+
+Each row is `pellucid demo --json --seed S --out DIR CHANGES...`; rows that are there already are not run again. Prints a
+Markdown table of means over the seeds, with the sample deviation where there are several, in percent.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import pathlib
+import statistics
+import subprocess
+
+ROWS = [
+    ("alpha 0.7 (the demo)", []),
+    ("alpha 0", ["episode.alpha=0.0"]),
+    ("alpha 0.3", ["episode.alpha=0.3"]),
+    ("alpha 0.5", ["episode.alpha=0.5"]),
+    ("alpha 0.9", ["episode.alpha=0.9"]),
+    ("alpha 1", ["episode.alpha=1.0"]),
+    ("alpha from 1 to 0.3 over 40 steps", ["episode.alpha={from=1.0,to=0.3,steps=40}"]),
+    ("binary, asking not offered", ["episode.kind=binary"]),
+    ("no KL", ['objective.kl={kind="k3",coef=0.0}']),
+    ("KL k1 in the reward, 0.005", ['objective.kl={kind="k1_in_reward",coef=0.005}']),
+    ("BNPO (Beta density), KL 0.04", ["objective.advantage=beta_density"]),
+    ("BNPO (Beta density), KL 0.005", ["objective.advantage=beta_density", 'objective.kl={kind="k3",coef=0.005}']),
+    ("tiers apart (decompose)", ["objective.tiers=decompose"]),
+    ("mean-centred, no deviation", ["objective.advantage=none"]),
+    ("two requests (1, 0.7, 0.49)", ["episode.max_turns=2"]),
+    ("the reasoner learns, too", ["reasoner.temperature=1.0", "reasoner.learn={lr=2e-4,lora={rank=16,alpha=32}}"]),
+    ("captions sampled during the update", ["run.overlap=true"]),
+    ("sums alone, alpha 0.7", ["data.train=builtin:world/sum", "data.eval=builtin:world/sum", "run.steps=40"]),
+    ("sums alone, binary", ["data.train=builtin:world/sum", "data.eval=builtin:world/sum", "run.steps=40", "episode.kind=binary"]),
+]
+
+
+def run(program, folder, name, changes, seed, threads):
+    slug = "".join(c if c.isalnum() else "-" for c in name)
+    out = folder / f"{slug}-{seed}"
+    record = folder / f"{slug}-{seed}.json"
+    if not record.exists():
+        if out.exists():
+            subprocess.run(["rm", "-r", str(out)], check=True)
+        command = [program, "demo", "--json", "--quiet", "--seed", str(seed), "--threads", str(threads), "--out", str(out)]
+        done = subprocess.run(command + changes, check=True, capture_output=True, text=True)
+        record.write_text(done.stdout.splitlines()[-1])
+    early = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()[:10]]
+    result = json.loads(record.read_text())
+    return {
+        "first pass": rate(result["after"]["drawn"], "first_pass_right"),
+        "asks": rate(result["after"]["drawn"], "clarification_rate"),
+        "with a request": rate(result["after"]["drawn"], "accuracy_clarified"),
+        "greedy first pass": rate(result["after"]["greedy"], "first_pass_right"),
+        "false facts": 100 * result["after"]["false_facts"],
+        "equal groups, steps 1-10": 100 * statistics.mean(line["frac_reward_zero_std"] for line in early),
+        "KL": result["last"].get("kl"),
+    }
+
+
+def rate(evaluation, name):
+    found = evaluation["metrics"][name]
+    return None if found is None else 100 * found["rate"]
+
+
+def cell(values):
+    values = [value for value in values if value is not None]
+    if not values:
+        return "–"
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--program", default="target/release/pellucid")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/ablations"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="*", help="rows whose name holds one of these")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    rows = [row for row in ROWS if not arguments.only or any(part in row[0] for part in arguments.only)]
+    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+        found = {
+            (name, seed): pool.submit(run, arguments.program, arguments.out, name, changes, seed, arguments.threads)
+            for name, changes in rows
+            for seed in arguments.seeds
+        }
+        head = None
+        for name, changes in rows:
+            results = [found[name, seed].result() for seed in arguments.seeds]
+            if head is None:
+                head = list(results[0])
+                print("| run | " + " | ".join(head) + " | changes |")
+                print("|---" * (len(head) + 2) + "|")
+            cells = [cell([result[column] for result in results]) for column in head]
+            print(f"| {name} | " + " | ".join(cells) + " | `" + " ".join(changes) + "` |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
