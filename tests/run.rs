@@ -161,6 +161,24 @@ fn a_clarifier_that_learns_is_found_out() {
     assert!(found.contains("clarifier") && found.contains("isolation"), "{found}");
 }
 
+#[test]
+fn captions_are_held_to_their_anchor() {
+    let folder = tempfile::tempdir().unwrap();
+    let begun = |out: &str, changes: &[&str]| {
+        let config = config(&folder.path().join(out), changes);
+        let cast = Cast::open(&config, &backend()).unwrap();
+        let (mut run, _) = Run::begin(&cast, &config, &cast.memory(&config, FREE).unwrap(), None).unwrap();
+        let kl = metrics(&run.step().unwrap())["kl"].as_f64().unwrap();
+        (kl, run.save().unwrap())
+    };
+    let (at_start, saved) = begun("first", &["optim.warmup_steps=0"]);
+    assert_eq!(at_start, 0.0);
+    let went_on = format!("captioner.adapter={:?}", saved.display().to_string());
+    assert!(begun("far", &[&went_on]).0 > 0.0);
+    let held = format!("reference.anchor={:?}", saved.display().to_string());
+    assert_eq!(begun("held", &[&went_on, &held]).0, 0.0);
+}
+
 fn input(cast: &Cast) -> Arc<Input> {
     let problem = Example::new(1, 0).problem().unwrap();
     let words = Words::Messages(vec![Message::user(problem.images, "describe the image in full")]);

@@ -93,6 +93,8 @@ impl Learn {
 pub struct ReferenceConfig {
     /// Who replies to requests: "base" is the captioner without its adapter; or a model, or the folder of an adapter.
     pub clarifier: String,
+    /// What captions are not to leave far: "base", or the folder of an adapter of the same model.
+    pub anchor: String,
     /// The most tokens of a reply.
     pub max_tokens: usize,
     /// 0 takes the likeliest token.
@@ -101,7 +103,7 @@ pub struct ReferenceConfig {
 
 impl Default for ReferenceConfig {
     fn default() -> Self {
-        ReferenceConfig { clarifier: BASE.into(), max_tokens: 256, temperature: 0.0 }
+        ReferenceConfig { clarifier: BASE.into(), anchor: BASE.into(), max_tokens: 256, temperature: 0.0 }
     }
 }
 

@@ -9,7 +9,7 @@ use super::episode::Rules;
 use super::evaluate::Roles;
 use super::frozen::Frozen;
 use super::leak::{self, LeakCheck};
-use super::parts::{EpisodeConfig, Kind, Learn};
+use super::parts::{BASE, EpisodeConfig, Kind, Learn};
 use super::prco::{self, Grading};
 use super::remote::RemoteCounters;
 use super::source::Source;
@@ -23,7 +23,7 @@ use crate::task::verify::Policy;
 use crate::train::{Checkpoint, Lora, Stats, Trainer, save};
 use serde::{Deserialize, Serialize};
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -127,7 +127,7 @@ impl<'m> Run<'m> {
         }
         let model = &cast.policy.model;
         let mut stage = cast.stage(config, memory)?;
-        let (trainer, state) = match checkpoint {
+        let (mut trainer, state) = match checkpoint {
             Some(checkpoint) => {
                 let state = RunState::deserialize(&checkpoint.state.run).map_err(|cause| {
                     let what = format!("the checkpoint does not say where the run was: {cause}");
@@ -141,6 +141,10 @@ impl<'m> Run<'m> {
                 RunState::default(),
             ),
         };
+        if config.reference.anchor != BASE {
+            let file = AdapterFile::open(Path::new(&config.reference.anchor))?;
+            trainer.anchor(Arc::new(model.adapter(&file)?));
+        }
         let adapter = stage.policy.engine().publish(trainer.adapter());
         if config.episode.kind == Kind::Prco {
             stage.publish_reasoner(trainer.adapter());

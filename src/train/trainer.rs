@@ -77,6 +77,8 @@ pub struct Trainer {
     gradients: Gradients,
     optimiser: Optimiser,
     settings: TrainSettings,
+    /// What the reference is held by; none is the model alone.
+    anchor: Option<Arc<Adapter>>,
 }
 
 impl Trainer {
@@ -91,7 +93,21 @@ impl Trainer {
         let optimiser = Optimiser::new(backend, settings.optimiser.clone(), lora.names(), lora.tensors())?;
         let gradients = Gradients::of_adapter(backend, &current)?;
         let learner = Learner::new(model.clone())?;
-        Ok(Trainer { learner, lora, current: Arc::new(current), spare, gradients, optimiser, settings })
+        Ok(Trainer {
+            learner,
+            lora,
+            current: Arc::new(current),
+            spare,
+            gradients,
+            optimiser,
+            settings,
+            anchor: None,
+        })
+    }
+
+    /// The reference is from now on the model with this adapter, which nobody trains, instead of the model alone.
+    pub fn anchor(&mut self, adapter: Arc<Adapter>) {
+        self.anchor = Some(adapter);
     }
 
     /// The adapter as it is now. It stays as it is: the next step brings another.
@@ -111,7 +127,7 @@ impl Trainer {
         let Objective { temperature, kl, .. } = self.settings.objective;
         let reference = match kl {
             Some(_) => {
-                let read = |batch| self.learner.read(samples, batch, None, temperature);
+                let read = |batch| self.learner.read(samples, batch, self.anchor.as_deref(), temperature);
                 Some(batches.iter().map(read).collect::<Result<Vec<_>>>()?)
             }
             None => None,
@@ -143,12 +159,17 @@ impl Trainer {
         Ok(sum / tokens.max(1) as f64)
     }
 
-    /// Log-probs of completions by the model without its adapter, at the temperature they were drawn at: what a reward
+    /// Log-probs of completions by the reference, at the temperature they were drawn at: what a reward
     /// is shaped by.
     pub fn reference_logprobs(&mut self, samples: &[Sample]) -> Result<Vec<Vec<f32>>> {
         let mut all = Vec::with_capacity(samples.len());
         for batch in batches(samples, self.settings.microbatch_tokens)? {
-            let read = self.learner.read(samples, &batch, None, self.settings.objective.temperature)?;
+            let read = self.learner.read(
+                samples,
+                &batch,
+                self.anchor.as_deref(),
+                self.settings.objective.temperature,
+            )?;
             all.extend(read.logp.iter().map(|logp| logp.iter().map(|&logp| logp as f32).collect()));
         }
         Ok(all)
