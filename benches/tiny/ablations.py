@@ -14,28 +14,59 @@ import json
 import pathlib
 import statistics
 import subprocess
+import threading
 
+KL = 'objective.kl={kind="%s",coef=%s}'
+SUMS = ["data.train=builtin:world/sum", "data.eval=builtin:world/sum", "run.steps=40"]
 ROWS = [
-    ("alpha 0.7 (the demo)", []),
+    ("the demo: alpha 0.7, group_std, KL 0.01", []),
     ("alpha 0", ["episode.alpha=0.0"]),
     ("alpha 0.3", ["episode.alpha=0.3"]),
     ("alpha 0.5", ["episode.alpha=0.5"]),
     ("alpha 0.9", ["episode.alpha=0.9"]),
     ("alpha 1", ["episode.alpha=1.0"]),
     ("alpha from 1 to 0.3 over 40 steps", ["episode.alpha={from=1.0,to=0.3,steps=40}"]),
-    ("binary, asking not offered", ["episode.kind=binary"]),
-    ("no KL", ['objective.kl={kind="k3",coef=0.0}']),
-    ("KL k1 in the reward, 0.005", ['objective.kl={kind="k1_in_reward",coef=0.005}']),
-    ("BNPO (Beta density), KL 0.04", ["objective.advantage=beta_density"]),
-    ("BNPO (Beta density), KL 0.005", ["objective.advantage=beta_density", 'objective.kl={kind="k3",coef=0.005}']),
+    ("binary: asking not offered", ["episode.kind=binary"]),
+    ("no KL", [KL % ("k3", "0.0")]),
+    ("KL 0.04", [KL % ("k3", "0.04")]),
+    ("KL k1 in the reward, 0.003", [KL % ("k1_in_reward", "0.003")]),
+    ("BNPO (beta_density), KL 0.01", ["objective.advantage=beta_density"]),
+    ("BNPO (beta_density), KL 0.001", ["objective.advantage=beta_density", KL % ("k3", "0.001")]),
     ("tiers apart (decompose)", ["objective.tiers=decompose"]),
-    ("mean-centred, no deviation", ["objective.advantage=none"]),
-    ("two requests (1, 0.7, 0.49)", ["episode.max_turns=2"]),
+    ("mean-centred (none)", ["objective.advantage=none"]),
+    ("two requests, 1, 0.7, 0.49", ["episode.max_turns=2"]),
     ("the reasoner learns, too", ["reasoner.temperature=1.0", "reasoner.learn={lr=2e-4,lora={rank=16,alpha=32}}"]),
-    ("captions sampled during the update", ["run.overlap=true"]),
-    ("sums alone, alpha 0.7", ["data.train=builtin:world/sum", "data.eval=builtin:world/sum", "run.steps=40"]),
-    ("sums alone, binary", ["data.train=builtin:world/sum", "data.eval=builtin:world/sum", "run.steps=40", "episode.kind=binary"]),
+    ("sampled during the update", ["run.overlap=true"]),
+    ("a worse clarifier", ["reference.clarifier={worse}"]),
+    ("a poor clarifier", ["reference.clarifier={poor}"]),
+    ("sums alone, alpha 0.7", SUMS),
+    ("sums alone, binary", SUMS + ["episode.kind=binary"]),
+    ("a start that says more", ["captioner.model={told}"]),
+    ("a start that says more, binary", ["captioner.model={told}", "episode.kind=binary"]),
 ]
+
+# Models that rows name in braces, made where they are needed.
+MODELS = {
+    "worse": ["--only", "captioner", "--captioner-steps", "250"],
+    "poor": ["--only", "captioner", "--looking-steps", "100", "--captioner-steps", "150"],
+    "told": ["--only", "captioner", "--told", "80", "--captioner-steps", "1200"],
+}
+
+
+def made(program, folder, changes, threads):
+    """The changes with the folders of models, which are made if they are not there."""
+    for name, options in MODELS.items():
+        place = "{%s}" % name
+        if any(place in change for change in changes):
+            model = folder / "models" / name
+            with LOCK:
+                if not (model / "tiny-captioner" / "model.safetensors").exists():
+                    subprocess.run([program, "pretrain", "--quiet", "--threads", str(threads), "--out", str(model)] + options, check=True)
+            changes = [change.replace(place, str(model / "tiny-captioner")) for change in changes]
+    return changes
+
+
+LOCK = threading.Lock()
 
 
 def run(program, folder, name, changes, seed, threads):
@@ -46,15 +77,18 @@ def run(program, folder, name, changes, seed, threads):
         if out.exists():
             subprocess.run(["rm", "-r", str(out)], check=True)
         command = [program, "demo", "--json", "--quiet", "--seed", str(seed), "--threads", str(threads), "--out", str(out)]
-        done = subprocess.run(command + changes, check=True, capture_output=True, text=True)
+        done = subprocess.run(command + made(program, folder, changes, threads), check=True, capture_output=True, text=True)
         record.write_text(done.stdout.splitlines()[-1])
-    early = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()[:10]]
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    early = [json.loads(line) for line in lines[:10]]
     result = json.loads(record.read_text())
     return {
+        "before: asks": rate(result["before"]["drawn"], "clarification_rate"),
         "first pass": rate(result["after"]["drawn"], "first_pass_right"),
         "asks": rate(result["after"]["drawn"], "clarification_rate"),
         "with a request": rate(result["after"]["drawn"], "accuracy_clarified"),
-        "greedy first pass": rate(result["after"]["greedy"], "first_pass_right"),
+        "asking not offered": rate(result["after"]["drawn"], "accuracy_single"),
+        "greedy, not offered": rate(result["after"]["greedy"], "accuracy_single"),
         "false facts": 100 * result["after"]["false_facts"],
         "equal groups, steps 1-10": 100 * statistics.mean(line["frac_reward_zero_std"] for line in early),
         "KL": result["last"].get("kl"),
