@@ -227,6 +227,12 @@ impl<'m> Run<'m> {
             learn()?
         };
         let update = start.elapsed();
+        let words: usize = graded.samples.iter().map(|sample| sample.tokens.len()).sum();
+        if let Some(odd) = stats.iter().find(|stats| stats.tokens != words) {
+            let what =
+                format!("the loss was over {} tokens, but {words} were drawn to be learned from", odd.tokens);
+            return Err(Error::internal("isolation", what));
+        }
         *adapter = sampler.stage.policy.engine().publish(trainer.adapter());
         if self.config.episode.kind == Kind::Prco {
             sampler.stage.publish_reasoner(trainer.adapter());
