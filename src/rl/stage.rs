@@ -4,6 +4,8 @@
 //! answers, and captions go on being sampled meanwhile. As a completion depends on its request alone, nothing of what
 //! comes out depends on who was faster.
 
+mod batch;
+
 use super::actor::Actor;
 use super::episode::{Episode, Failure, Next, Outcome, Rules};
 use super::protocol::{Places, filled};
@@ -14,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::model::Adapter;
 use crate::prompt::message::{Content, Message};
 use crate::task::data::Problem;
+use batch::{Asked, Batch, Open, Purpose, Role, Running};
 use std::{
     collections::HashMap,
     ops::Range,
@@ -118,66 +121,6 @@ pub struct Spent {
     pub reasoning: Duration,
     /// Everything.
     pub total: Duration,
-}
-
-/// What a request was for.
-enum Purpose {
-    /// Captions of a scene.
-    Captions(usize),
-    /// Words that these episodes wait for, all of them for the same.
-    Words(Vec<usize>),
-    /// Words to one prompt, drawn for each of these episodes apart.
-    Draws(Vec<usize>),
-}
-
-/// A request under way.
-struct Open {
-    purpose: Purpose,
-    input: Arc<Input>,
-    key: Option<Key>,
-}
-
-/// Whose engine a request runs on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Role {
-    Policy,
-    Clarifier,
-    Reasoner,
-}
-
-/// An episode and where its outcome goes.
-struct Running<'a> {
-    scene: usize,
-    member: usize,
-    trial: usize,
-    rules: &'a Rules,
-    problem: &'a Problem,
-    episode: Episode,
-    spoken: Vec<Spoken>,
-}
-
-/// Who is asked, about which scene where that matters, in which tokens.
-type Key = (Role, usize, Vec<u32>);
-
-/// Words whose speaker is certain of them: the same request gives the same words.
-type Known = HashMap<Key, Asked>;
-
-enum Asked {
-    Open(Ticket),
-    Said(Said),
-}
-
-/// A batch under way.
-struct Batch<'s, 'a> {
-    scenes: &'s [Scene<'a>],
-    sampling: &'s Sampling,
-    adapter: Option<&'s Published>,
-    open: HashMap<(Role, Ticket), Open>,
-    known: Known,
-    running: Vec<Running<'a>>,
-    groups: Vec<(Arc<Input>, Vec<Option<Member>>)>,
-    /// Episodes, and captions, that have not ended.
-    left: usize,
 }
 
 impl<'m> Stage<'m> {
@@ -457,69 +400,6 @@ impl<'m> Stage<'m> {
                 }
             },
         }
-    }
-}
-
-impl Batch<'_, '_> {
-    /// Asks for words, or gives them at once where the same was asked before by anybody and drawing plays no part.
-    fn ask(
-        &mut self,
-        actor: &mut Actor<'_>,
-        key: Key,
-        input: Input,
-        sampling: &Sampling,
-        adapter: Option<&Published>,
-        at: usize,
-    ) -> Result<Option<Said>> {
-        let role = key.0;
-        let certain = sampling.temperature == 0.0;
-        match self.known.get(&key).filter(|_| certain) {
-            Some(Asked::Said(said)) => return Ok(Some(said.clone())),
-            Some(Asked::Open(ticket)) => {
-                if let Some(Open { purpose: Purpose::Words(episodes), .. }) =
-                    self.open.get_mut(&(role, *ticket))
-                {
-                    episodes.push(at);
-                }
-                return Ok(None);
-            }
-            None => {}
-        }
-        let input = Arc::new(input);
-        let seed = self.seed(at, &input);
-        let ticket = actor.ask(input.clone(), sampling.clone(), vec![seed], adapter)?;
-        let key = certain.then_some(key);
-        if let Some(key) = &key {
-            self.known.insert(key.clone(), Asked::Open(ticket));
-        }
-        self.open.insert((role, ticket), Open { purpose: Purpose::Words(vec![at]), input, key });
-        Ok(None)
-    }
-
-    /// The seed of what an episode waits for: another for every turn of every trial, whenever it is asked.
-    fn seed(&self, at: usize, input: &Input) -> u64 {
-        let Running { scene, member, trial, .. } = self.running[at];
-        let turn = input.tokens().len() as u64 + ((trial as u64 + 1) << 32);
-        self.scenes[scene].seeds[member] ^ turn.wrapping_mul(0x9e37_79b9_7f4a_7c15)
-    }
-
-    fn end(&mut self, at: usize, outcome: Option<Outcome>) {
-        let Running { scene, member, trial, ref mut spoken, .. } = self.running[at];
-        let spoken = std::mem::take(spoken);
-        if let Some(member) = &mut self.groups[scene].1[member] {
-            member.outcomes[trial] = outcome;
-            member.spoken[trial] = spoken;
-        }
-        self.left -= 1;
-    }
-
-    fn groups(self) -> Result<Vec<Group>> {
-        let missing = || Error::internal(OP, "a caption is missing");
-        let group = |(input, members): (Arc<Input>, Vec<Option<Member>>)| {
-            let members = members.into_iter().collect::<Option<Vec<_>>>().ok_or_else(missing)?;
-            Ok(Group { input, members })
-        };
-        self.groups.into_iter().map(group).collect()
     }
 }
 
