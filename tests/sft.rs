@@ -139,6 +139,117 @@ fn ends_as_one_that_was_not(changes: &[&str], most: u32, weights: &str) -> tempf
     folder
 }
 
+/// A disk of exactly so much room, as only this run sees it: what is in it outlives each of its parts.
+const FULL_DISK: &str = r#"
+set -u
+mount -t tmpfs -o size="$PAGES"k tmpfs "$DISK" || exit 99
+"$PELLUCID" sft -c "$CONFIG" run.out="$DISK/out" "$@"
+echo "full $?" >&2
+cp -r "$DISK/out" "$KEPT/full"
+mount -o remount,size=64m "$DISK" || exit 99
+"$PELLUCID" sft -c "$CONFIG" run.out="$DISK/out" "$@" --resume latest
+echo "roomy $?" >&2
+cp -r "$DISK/out" "$KEPT/roomy"
+"#;
+
+/// The disk fills while a checkpoint is saved, or while a line is added to the metrics: one error, the checkpoint before
+/// stays, and with more room the run ends as one that never knew.
+#[test]
+fn a_full_disk_costs_nothing() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let config = prepare(folder.path());
+    let straight = folder.path().join("straight");
+    let most = ["run.keep=1", "run.save_every=13"];
+    let out = format!("run.out={}", straight.display());
+    let (code, _, stderr) = pellucid(&[&["sft", "-c", &config, &out], &most[..]].concat());
+    assert_eq!(code, Some(0), "{stderr}");
+    // A tmpfs counts files by pages of 4 KiB; folders are free.
+    let last = format!("checkpoint-{STEPS}");
+    let kib = |path: &Path| -> u64 {
+        let files = fs::read_dir(path).expect("is there").map(|entry| entry.expect("is there").path());
+        let pages = |path: std::path::PathBuf| fs::metadata(path).expect("is there").len().div_ceil(4096);
+        files.filter(|path| path.is_file()).map(pages).sum::<u64>() * 4
+    };
+    let (one, metrics_size) = (kib(&straight.join(&last)), fs::metadata(straight.join("metrics.jsonl")));
+    assert!(metrics_size.expect("is there").len() > 4096, "the metrics have to need a second page");
+    // The configuration and the first page of the metrics take two pages.
+    for (kib, named, expected) in [
+        (8 + one, "metrics.jsonl", Some(13)),
+        (12 + one + one / 2, "checkpoint-26", Some(13)),
+        (8 + one / 2, "checkpoint-13", None),
+        (4, "metrics.jsonl", None),
+    ] {
+        let kept = folder.path().join(format!("kept-{kib}"));
+        let disk = folder.path().join("disk");
+        fs::create_dir_all(&kept).expect("there is room");
+        fs::create_dir_all(&disk).expect("there is room");
+        let output = Command::new("unshare")
+            .args(["-rm", "sh", "-c", FULL_DISK, "sh"])
+            .args(most)
+            .env("PAGES", kib.to_string())
+            .env("DISK", &disk)
+            .env("KEPT", &kept)
+            .env("CONFIG", &config)
+            .env("PELLUCID", env!("CARGO_BIN_EXE_pellucid"))
+            .output();
+        let stderr = match &output {
+            Ok(output) if output.status.code() != Some(99) && output.status.code() != Some(1) => {
+                String::from_utf8_lossy(&output.stderr).into_owned()
+            }
+            refused => {
+                eprintln!(
+                    "not tried on a full disk: no file system of one's own may be mounted here: {refused:?}"
+                );
+                break;
+            }
+        };
+        assert!(stderr.contains("full 1\n") && stderr.contains("roomy 0\n"), "{kib} KiB: {stderr}");
+        let (error, _) = stderr.split_once("full 1").expect("is there");
+        assert!(error.contains(named) && error.contains("make room"), "{kib} KiB: {error}");
+        let left = |name: &str| -> Vec<String> {
+            let entries = fs::read_dir(kept.join(name)).expect("is there");
+            let names =
+                entries.map(|entry| entry.expect("is there").file_name().into_string().expect("is text"));
+            let mut names: Vec<String> = names.filter(|name| name.starts_with("checkpoint")).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(
+            left("full"),
+            Vec::from_iter(expected.map(|step| format!("checkpoint-{step}"))),
+            "{error}"
+        );
+        assert_eq!(left("roomy"), std::slice::from_ref(&last));
+        for name in [
+            "metrics.jsonl".into(),
+            format!("{last}/adapter_model.safetensors"),
+            format!("{last}/optimizer.safetensors"),
+        ] {
+            let read = |out: &Path| fs::read(out.join(&name)).expect("is there");
+            assert!(read(&kept.join("roomy")) == read(&straight), "{kib} KiB: {name}");
+        }
+    }
+}
+
+/// The same where nothing can be mounted: no file may grow beyond what the optimiser's need.
+#[test]
+fn a_file_that_may_not_grow_is_like_a_full_disk() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let config = prepare(folder.path());
+    let out = format!("run.out={}", folder.path().join("out").display());
+    // Ignored, the signal becomes an error of the write.
+    let limited = r#"trap "" XFSZ; ulimit -f 16; exec "$0" "$@""#;
+    let output = Command::new("sh")
+        .args(["-c", limited, env!("CARGO_BIN_EXE_pellucid"), "sft", "-c", &config, &out])
+        .output()
+        .expect("starts");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && stderr.contains("make room"), "{stderr}");
+    let (code, _, stderr) = pellucid(&["sft", "-c", &config, &out, "--resume", "latest"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert_eq!(metrics(&folder.path().join("out")).len(), STEPS as usize);
+}
+
 #[test]
 fn a_merged_model_says_what_its_adapter_said() {
     let folder = tempfile::tempdir().expect("there is room");

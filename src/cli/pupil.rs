@@ -30,7 +30,10 @@ impl Pupil {
         lessons: &Lessons<'_>,
         checkpoint: Option<&Checkpoint>,
     ) -> Result<Self> {
-        let settings = config.train_settings()?;
+        let mut settings = config.train_settings()?;
+        if let (None, Some(free)) = (config.optim.keep_bytes, model.backend.free_memory()?) {
+            settings.keep_bytes = free as usize / 4;
+        }
         if config.captioner.full {
             let mut all = Vec::new();
             lessons.each(|prompt, tokens| {

@@ -1,12 +1,12 @@
 //! The folder of a run: its configuration, its metrics, its checkpoints.
 
 use anyhow::{Context, Result, bail};
+use pellucid::format::save::{append_file, replace_file};
 use pellucid::rl::config::Config;
 use pellucid::train::{Checkpoint, Stats};
 use serde_json::{Map, Value, json};
 use std::{
-    fs::{self, File, OpenOptions},
-    io::Write,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -43,8 +43,7 @@ impl Folder {
         let out = &self.out;
         fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
         let text = toml::to_string(config).context("the configuration cannot be written")?;
-        fs::write(out.join("config.toml"), text)
-            .with_context(|| format!("cannot write to {}", out.display()))?;
+        replace_file(&out.join("config.toml"), text.as_bytes())?;
         let step = self.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.state.global_step);
         forget(&out.join(METRICS), step)?;
         forget(&out.join(SAMPLES), step)?;
@@ -76,9 +75,7 @@ impl Folder {
     fn append(&self, name: &str, lines: &[Value]) -> Result<()> {
         let path = self.out.join(name);
         let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
-        let file = OpenOptions::new().append(true).create(true).open(&path);
-        file.and_then(|mut file| file.write_all(text.as_bytes()))
-            .with_context(|| format!("cannot write {}", path.display()))
+        Ok(append_file(&path, text.as_bytes())?)
     }
 }
 
@@ -97,10 +94,7 @@ fn forget(metrics: &Path, step: u64) -> Result<()> {
                 && parsed.is_some_and(|line| line["step"].as_u64().is_some_and(|s| s <= step))
         })
         .collect();
-    let fresh = metrics.with_extension("jsonl.new");
-    let mut file = File::create(&fresh).with_context(context)?;
-    file.write_all(kept.as_bytes()).and_then(|()| file.sync_all()).with_context(context)?;
-    fs::rename(&fresh, metrics).with_context(context)
+    Ok(replace_file(metrics, kept.as_bytes())?)
 }
 
 /// A step's line: what TRL calls by these names, and ours.

@@ -4,7 +4,7 @@ use super::json::read_bytes;
 use super::weights::FileDtype;
 use crate::error::{Error, Result};
 use crate::tensor::{Dtype, Tensor};
-use safetensors::View;
+use safetensors::{SafeTensorError, View};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -45,6 +45,26 @@ pub fn replace_folder(folder: &Path, write: impl FnOnce(&Path) -> Result<()>) ->
     written
 }
 
+/// Writes a file beside the one that is there, makes it durable and moves it into place.
+pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let fresh = path.with_file_name(name);
+    let written = write_file(&fresh, bytes)
+        .and_then(|()| fs::rename(&fresh, path).map_err(|cause| unwritable(path, cause)));
+    if written.is_err() {
+        // The first error is the one to report.
+        let _ = fs::remove_file(&fresh);
+    }
+    written
+}
+
+/// Adds to the end of a file; what is there already stays.
+pub fn append_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let file = File::options().append(true).create(true).open(path);
+    file.and_then(|mut file| file.write_all(bytes)).map_err(|cause| unwritable(path, cause))
+}
+
 /// Writes a file and waits until it is on the disk.
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let written = File::create(path).and_then(|mut file| {
@@ -69,8 +89,10 @@ pub(super) fn write_views<N: AsRef<str> + Ord + Display, V: View>(
     let mode = File::create(path).and_then(|file| file.metadata()).map(|metadata| metadata.permissions());
     let mode = mode.map_err(|cause| unwritable(path, cause))?;
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize_to_file(views, Some(metadata), path)
-        .map_err(|cause| Error::file_because(path, UNWRITABLE, cause))?;
+    safetensors::serialize_to_file(views, Some(metadata), path).map_err(|failure| match failure {
+        SafeTensorError::IoError(cause) => unwritable(path, cause),
+        other => Error::file_because(path, UNWRITABLE, other),
+    })?;
     fs::set_permissions(path, mode).and_then(|()| sync(path)).map_err(|cause| unwritable(path, cause))
 }
 
@@ -105,7 +127,14 @@ pub fn copy_beside(
 const UNWRITABLE: &str = "cannot be written; what was there before is as it was";
 
 fn unwritable(path: &Path, cause: io::Error) -> Error {
-    Error::file_because(path, UNWRITABLE, cause)
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    match cause.kind() {
+        StorageFull | QuotaExceeded | FileTooLarge => {
+            let what = format!("{UNWRITABLE}; make room (a run then goes on with --resume latest)");
+            Error::file_because(path, what, cause)
+        }
+        _ => Error::file_because(path, UNWRITABLE, cause),
+    }
 }
 
 /// Waits until a file's bytes, or a folder's names, are on the disk.

@@ -4,7 +4,7 @@
 mod parameters;
 mod train;
 
-pub use train::{Slopes, TrainWorkspace, train_bytes};
+pub use train::{Slopes, TrainWorkspace, kept_block_bytes, train_bytes};
 
 use super::adapter::{AdapterRows, Projection, check_rows, lora_rows};
 use super::cache::KvCache;

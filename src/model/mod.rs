@@ -16,7 +16,9 @@ mod weights;
 
 pub use adapter::{Adapter, AdapterRows, linears};
 pub use cache::{KvCache, PAGE, bytes_per_position, pages_for};
-pub use decoder::{Decoder, Slopes, TrainWorkspace, Workspace, train_bytes, workspace_bytes_per_row};
+pub use decoder::{
+    Decoder, Slopes, TrainWorkspace, Workspace, kept_block_bytes, train_bytes, workspace_bytes_per_row,
+};
 pub use gradients::Gradients;
 pub use memory::{MemoryPlan, Tenant, divide};
 pub use packed::{Packed, PlacedImage, Run};

@@ -146,6 +146,7 @@ fn write(
     weights: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<PathBuf> {
     let folder = run.join(format!("{PREFIX}{step}"));
+    cut_short(run)?.iter().try_for_each(|folder| remove(folder))?;
     replace_folder(&folder, |fresh| {
         weights(fresh)?;
         let averages = averages.iter().map(|(name, tensor)| (name.clone(), tensor)).collect();
@@ -162,9 +163,25 @@ fn write(
     })?;
     let saved = all(run)?;
     for (_, old) in saved.iter().take(saved.len().saturating_sub(keep.max(1))) {
-        fs::remove_dir_all(old).map_err(|cause| Error::file_because(old, "cannot be removed", cause))?;
+        remove(old)?;
     }
     Ok(folder)
+}
+
+/// What is left of saves that were cut short, by what [`replace_folder`] calls its folders.
+fn cut_short(run: &Path) -> Result<Vec<PathBuf>> {
+    if !run.exists() {
+        return Ok(Vec::new());
+    }
+    let is_left = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with(PREFIX) && (name.contains(".new-") || name.contains(".old-"))
+    };
+    Ok(entries(run)?.into_iter().filter(is_left).collect())
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    fs::remove_dir_all(folder).map_err(|cause| Error::file_because(folder, "cannot be removed", cause))
 }
 
 /// Checkpoints of a run by step, whole or not.

@@ -52,7 +52,12 @@ struct Pass {
 impl Learner {
     /// A learner with no work space yet.
     pub fn new(model: Arc<Model>) -> Result<Self> {
-        let work = TrainWorkspace::new(&*model.backend, &model.decoder)?;
+        Learner::keeping(model, 0)
+    }
+
+    /// One that keeps so many blocks' attention for the way back.
+    pub fn keeping(model: Arc<Model>, blocks: usize) -> Result<Self> {
+        let work = TrainWorkspace::new(&*model.backend, &model.decoder, blocks)?;
         Ok(Learner { model, work })
     }
 

@@ -6,7 +6,7 @@ use super::objective::{Aggregation, Clip, Kl, kl, part_weights, surrogate};
 use super::optimiser::{Optimiser, OptimiserSettings, OptimiserState, Update};
 use super::pack::{Lengths, Microbatch, pack};
 use crate::error::{Error, Result};
-use crate::model::{Adapter, Gradients, Model};
+use crate::model::{Adapter, Gradients, Model, kept_block_bytes};
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
@@ -36,6 +36,8 @@ pub struct TrainSettings {
     pub microbatch_tokens: usize,
     /// Updates on the same completions.
     pub updates: usize,
+    /// Bytes for activations that are kept in place of being computed again, block by block.
+    pub keep_bytes: usize,
 }
 
 /// What an update did; means are over tokens of completions.
@@ -92,7 +94,9 @@ impl Trainer {
         let spare = Arc::new(current.like(backend)?);
         let optimiser = Optimiser::new(backend, settings.optimiser.clone(), lora.names(), lora.tensors())?;
         let gradients = Gradients::of_adapter(backend, &current)?;
-        let learner = Learner::new(model.clone())?;
+        let block =
+            kept_block_bytes(model.decoder.config(), backend.activation(), settings.microbatch_tokens);
+        let learner = Learner::keeping(model.clone(), settings.keep_bytes / block.max(1))?;
         Ok(Trainer {
             learner,
             lora,

@@ -59,6 +59,10 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 8192)]
     microbatch_tokens: usize,
 
+    /// Bytes for activations that are kept in place of being computed again
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    keep_bytes: usize,
+
     /// Also read the completions without the adapter, for the pull of the reference
     #[arg(long)]
     reference: bool,
@@ -140,8 +144,9 @@ fn settings(arguments: &Arguments) -> TrainSettings {
         aggregation: Aggregation::SeqMeanTokenMean,
         temperature: 1.0,
     };
-    let microbatch_tokens = arguments.microbatch_tokens;
-    TrainSettings { objective, optimiser: OptimiserSettings::default(), microbatch_tokens, updates: 1 }
+    let Arguments { microbatch_tokens, keep_bytes, .. } = *arguments;
+    let optimiser = OptimiserSettings::default();
+    TrainSettings { objective, optimiser, microbatch_tokens, updates: 1, keep_bytes }
 }
 
 /// Completions of tokens that mean nothing, with the model's own log-probs.

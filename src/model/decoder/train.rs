@@ -35,6 +35,58 @@ pub struct TrainWorkspace {
     summed: Tensor, // [T, C] statistic
     /// Gradients of the image features, where the embedding is trained.
     images: Tensor, // [·, C]
+    /// Of the first blocks, as many as are to be kept.
+    kept: Vec<Kept>,
+}
+
+/// What a block's attention came to, kept for the way back in place of being computed again.
+#[derive(Debug)]
+struct Kept {
+    hidden: Tensor,   // [T, C] behind the attention
+    queries: Tensor,  // [T, H, D]
+    keys: Tensor,     // [T, G, D]
+    values: Tensor,   // [T, G, D]
+    raw: [Tensor; 2], // as in a Workspace
+    attended: Tensor, // [T, H, D]
+    lse: Tensor,      // [T, H]
+}
+
+impl Kept {
+    fn new(backend: &dyn Backend) -> Result<Self> {
+        let empty = || backend.alloc(backend.activation(), &[0]);
+        Ok(Kept {
+            hidden: empty()?,
+            queries: empty()?,
+            keys: empty()?,
+            values: empty()?,
+            raw: [empty()?, empty()?],
+            attended: empty()?,
+            lse: backend.alloc(backend.statistic(), &[0])?,
+        })
+    }
+
+    /// Changes places with what a pass holds, but for the residual stream.
+    fn swap(&mut self, forward: &mut Workspace, lse: &mut Tensor) {
+        std::mem::swap(&mut self.queries, &mut forward.queries);
+        std::mem::swap(&mut self.keys, &mut forward.keys);
+        std::mem::swap(&mut self.values, &mut forward.values);
+        std::mem::swap(&mut self.raw, &mut forward.raw);
+        std::mem::swap(&mut self.attended, &mut forward.attended);
+        std::mem::swap(&mut self.lse, lse);
+    }
+
+    fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        let Kept { hidden, queries, keys, values, raw, attended, lse } = self;
+        [hidden, queries, keys, values, attended, lse].into_iter().chain(raw)
+    }
+}
+
+/// Bytes that keeping a block takes on top of [`train_bytes`].
+pub fn kept_block_bytes(config: &DecoderConfig, dtype: Dtype, rows: usize) -> usize {
+    let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+    let raw = if config.qk_norm { queries + keys } else { 0 };
+    let statistic = if dtype == Dtype::F64 { 8 } else { 4 };
+    rows * ((config.hidden + 2 * queries + 2 * keys + raw) * dtype.size() + config.heads * statistic)
 }
 
 /// Bytes of a [`TrainWorkspace`] for `rows` tokens with activations in `dtype`.
@@ -52,8 +104,8 @@ pub fn train_bytes(config: &DecoderConfig, dtype: Dtype, cache: Dtype, rows: usi
 }
 
 impl TrainWorkspace {
-    /// Room for nothing yet.
-    pub fn new(backend: &dyn Backend, decoder: &Decoder) -> Result<Self> {
+    /// Room for nothing yet. Of `kept` blocks attention is not computed again on the way back.
+    pub fn new(backend: &dyn Backend, decoder: &Decoder, kept: usize) -> Result<Self> {
         let empty = || backend.alloc(backend.activation(), &[0]);
         let cached = || backend.alloc(decoder.cache_dtype(backend), &[0]);
         Ok(TrainWorkspace {
@@ -71,6 +123,7 @@ impl TrainWorkspace {
             gated: empty()?,
             summed: backend.alloc(backend.statistic(), &[0])?,
             images: empty()?,
+            kept: (0..kept.min(decoder.config.layers)).map(|_| Kept::new(backend)).collect::<Result<_>>()?,
         })
     }
 
@@ -88,7 +141,8 @@ impl TrainWorkspace {
         let own = [&self.lse, &self.gate, &self.up, &self.stream, &self.normed, dq, dk, dv];
         let more = [&self.attended, &self.gated, &self.summed, &self.images];
         let lists = raw.iter().chain(&self.raw).chain(&self.cached).chain(&self.inputs);
-        forward.into_iter().chain(own).chain(more).chain(lists).map(Tensor::byte_len).sum()
+        let kept = self.kept.iter().flat_map(Kept::tensors);
+        forward.into_iter().chain(own).chain(more).chain(lists).chain(kept).map(Tensor::byte_len).sum()
     }
 }
 
@@ -125,6 +179,12 @@ impl Decoder {
                 backend.gather_rows(input, &work.forward.hidden, &packed.identity)?;
             }
             self.attend_passages(backend, layer, block, packed, adapters, work)?;
+            if let (Some(kept), true) = (work.kept.get_mut(layer), keep) {
+                backend.fit(&mut kept.hidden, work.forward.hidden.shape())?;
+                backend.gather_rows(&mut kept.hidden, &work.forward.hidden, &packed.identity)?;
+                kept.swap(&mut work.forward, &mut work.lse);
+                work.forward.fit(backend, &self.config, packed.rows)?;
+            }
             self.transform(backend, layer, block, adapters, &mut work.forward)?;
         }
         let eps = self.config.rms_eps as f32;
@@ -238,7 +298,7 @@ impl Decoder {
         backend.rms_norm_backward(stream, false, room, &work.normed, hidden, &self.norm, eps)
     }
 
-    /// Computes a block again, up to the products of its gate and its up.
+    /// Computes a block again, what was not kept of it, up to the products of its gate and its up.
     fn again(
         &self,
         backend: &dyn Backend,
@@ -248,8 +308,18 @@ impl Decoder {
         adapters: &[AdapterRows<'_>],
         work: &mut TrainWorkspace,
     ) -> Result<()> {
-        backend.gather_rows(&mut work.forward.hidden, &work.inputs[layer], &packed.identity)?;
-        self.attend_passages(backend, layer, block, packed, adapters, work)?;
+        match work.kept.get_mut(layer) {
+            Some(kept) => {
+                backend.gather_rows(&mut work.forward.hidden, &kept.hidden, &packed.identity)?;
+                kept.swap(&mut work.forward, &mut work.lse);
+                let TrainWorkspace { forward, cached, .. } = &mut *work;
+                self.seen(backend, packed, &forward.keys, &forward.values, cached)?;
+            }
+            None => {
+                backend.gather_rows(&mut work.forward.hidden, &work.inputs[layer], &packed.identity)?;
+                self.attend_passages(backend, layer, block, packed, adapters, work)?;
+            }
+        }
         let Workspace { hidden, normed, gated, .. } = &mut work.forward;
         backend.rms_norm(normed, hidden, &block.ffn_norm, self.config.rms_eps as f32)?;
         for (projection, out) in [(Projection::Gate, &mut work.gate), (Projection::Up, &mut work.up)] {
