@@ -1,0 +1,66 @@
+use super::*;
+
+const LEAST: &str =
+    "captioner = { model = \"m\" }\ndata = { train = \"d.jsonl\" }\nrun = { steps = 3, out = \"o\" }\n";
+
+fn refusal(text: &str, changes: &[&str]) -> String {
+    let changes: Vec<String> = changes.iter().map(|change| change.to_string()).collect();
+    Config::parse(text, &changes).expect_err("is wrong").to_string()
+}
+
+#[test]
+fn little_is_enough_and_changes_are_heard() {
+    let config = Config::parse(LEAST, &[]).expect("is enough");
+    assert_eq!(config.captioner.lora.rank, 128);
+    let changes = ["optim.lr=2e-4", "run.out=runs/two", "captioner.lora.targets=[\"q_proj\"]", "seed=7"];
+    let changed = Config::parse(LEAST, &changes.map(str::to_owned)).expect("is right");
+    assert_eq!((changed.optim.lr, changed.seed), (2e-4, 7));
+    assert_eq!(changed.run.out, Path::new("runs/two"));
+    assert_eq!(
+        changed.captioner.lora.modules().expect("are names"),
+        ModuleSet::Named(vec!["q_proj".to_owned()])
+    );
+    let text = toml::to_string(&changed).expect("can be written");
+    assert_eq!(Config::parse(&text, &[]).expect("can be read"), changed);
+}
+
+#[test]
+fn what_nobody_knows_is_refused_by_name() {
+    assert!(
+        refusal(&format!("{LEAST}[optim]\nlearning_rate = 1"), &[]).contains("unknown field `learning_rate`")
+    );
+    assert!(refusal(LEAST, &["optim.lrr=1"]).contains("unknown field `lrr`"));
+    assert!(refusal(LEAST, &["objective.advantage=bnpo"]).contains("two things"));
+    assert!(refusal(LEAST, &["objective.kl={kind=\"k1\",coef=0.1}"]).contains("k1_in_reward"));
+    assert!(refusal(LEAST, &["objective.preset=\"grpo\""]).contains("acrl-xiao"));
+    assert!(refusal(LEAST, &["objective.tiers=both"]).contains("decompose"));
+    let shaped = "objective.kl={kind=\"k3_in_reward\",coef=0.1}";
+    for bounded in ["objective.tiers=decompose", "objective.advantage=beta_density"] {
+        assert!(refusal(LEAST, &[shaped, bounded]).contains("out of 0 to 1"));
+    }
+    assert!(refusal(LEAST, &["captioner.lora.dropout=0.1"]).contains("only 0"));
+    assert!(refusal(LEAST, &["captioner.freeze_tower=true"]).contains("captioner.full"));
+    assert!(refusal(LEAST, &["captioner.full=true", "captioner.adapter=a"]).contains("one of them"));
+    assert!(refusal(LEAST, &["run.steps=0"]).contains("run.steps"));
+    assert!(refusal(LEAST, &["optim.lr=-1"]).contains("lr -1"));
+    assert!(refusal(LEAST, &["optim"]).contains("key=value"));
+}
+
+#[test]
+fn a_preset_is_what_is_left_unsaid() {
+    let credit = |changes: &[&str]| {
+        let changes: Vec<String> = changes.iter().map(|change| change.to_string()).collect();
+        Config::parse(LEAST, &changes).expect("is right").credit().expect("is right")
+    };
+    let trl = credit(&["objective.preset=acrl-trl"]);
+    assert_eq!(trl.normalizer, Normalizer::GroupStd { eps: 1e-4, ddof: 1 });
+    assert_eq!(trl.objective.aggregation, Aggregation::TokenMeanLocal);
+    assert_eq!(trl.objective.kl, Some((Kl::K3, 0.04)));
+    let xiao = credit(&["objective.preset=acrl-xiao", "objective.clip_high=0.3"]);
+    assert_eq!(xiao.objective.clip, Clip { low: 0.2, high: 0.3, dual: Some(10.0) });
+    assert_eq!(xiao.objective.aggregation, Aggregation::SeqMeanTokenSum);
+    assert_eq!(credit(&["objective.preset=prco"]).objective.kl, None);
+    let shaped = credit(&["objective.kl={kind=\"k1_in_reward\",coef=0.1}"]);
+    assert_eq!((shaped.kl_in_reward, shaped.objective.kl), (Some((Kl::K1, 0.1)), None));
+    assert_eq!(credit(&["objective.tiers=decompose"]).tiers, Tiers::Decompose);
+}
