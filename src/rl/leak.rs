@@ -65,15 +65,11 @@ static PATTERNS: LazyLock<Vec<Regex>> = LazyLock::new(|| {
 /// Tokens a model has for its reply: some think first.
 pub const LONGEST_REPLY: usize = 512;
 
-/// What a model is asked.
-pub fn ask(question: &str, caption: &str) -> String {
-    format!(
-        "Somebody described an image for a reader who cannot see it and has to answer a question about it. Does the \
-         description state or directly imply a final answer or choice, instead of only describing what can be seen? \
-         What is read off the image (labels, lengths, counts, the texts of options) is evidence and no answer, even if \
-         the answer follows from it. Reply with one word, YES or NO.\n\nQuestion: {question}\n\nDescription: {caption}"
-    )
-}
+/// What a model is asked, with places for `{question}` and `{caption}`.
+pub const ASK: &str = "Somebody described an image for a reader who cannot see it and has to answer a question about it. \
+    Does the description state or directly imply a final answer or choice, instead of only describing what can be seen? \
+    What is read off the image (labels, lengths, counts, the texts of options) is evidence and no answer, even if the \
+    answer follows from it. Reply with one word, YES or NO.\n\nQuestion: {question}\n\nDescription: {caption}";
 
 /// What it says; None where it says neither or both.
 pub fn said(reply: &str) -> Option<bool> {
@@ -182,7 +178,6 @@ mod tests {
 
     #[test]
     fn a_model_says_yes_or_no() {
-        assert!(ask("How long is x?", "AB = 5").ends_with("Question: How long is x?\n\nDescription: AB = 5"));
         for (reply, verdict) in [
             ("YES", Some(true)),
             ("no.", Some(false)),

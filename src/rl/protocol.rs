@@ -1,6 +1,7 @@
 //! The words between captioner, reasoner and clarifier: texts with places to fill in, and how the wire is used.
 
 use super::decision::AnswerForm;
+use super::leak::ASK;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
@@ -38,6 +39,8 @@ pub struct Protocol {
     /// To the reasoner in a conversation that goes on: the reply to its request. Empty: every turn is a prompt of its
     /// own.
     pub reply: String,
+    /// To whoever tells whether a caption gives the answer away.
+    pub leak: String,
     /// What is asked for a reasoner that asks nothing in particular.
     pub generic_request: String,
     /// Where a reasoner asks although asking is over, its request is taken back and it goes on from these words. Empty: it
@@ -73,6 +76,7 @@ impl Default for Protocol {
             answer: format!("{blind}Solve and end with \\boxed{{}}."),
             solve: format!("{blind}Solve and end with \\boxed{{}}."),
             reply: String::new(),
+            leak: ASK.into(),
             generic_request: "What else in the image matters for the question?".into(),
             insist: String::new(),
             form: AnswerForm::Boxed,
@@ -114,6 +118,7 @@ impl Protocol {
             answer: ask.into(),
             solve: ask.into(),
             reply: "clarification : {reply}".into(),
+            leak: ask.into(),
             generic_request: String::new(),
             insist: "SOLVED :".into(),
             form: AnswerForm::Marker,
@@ -134,6 +139,7 @@ impl Protocol {
             ("clarify", &self.clarify, &["question", "request"], &["request"]),
             ("answer", &self.answer, &["question", "caption", "exchanges"], &["question", "caption"]),
             ("solve", &self.solve, &["question", "caption", "exchanges"], &["question", "caption"]),
+            ("leak", &self.leak, &["question", "caption"], &["caption"]),
             ("reply", &self.reply, &["reply", "request", "question"], &[]),
         ];
         for (name, text, known, needed) in all {

@@ -11,9 +11,10 @@ use super::frozen::Frozen;
 use super::leak::{self, LeakCheck};
 use super::parts::{BASE, EpisodeConfig, Kind, Learn};
 use super::prco::{self, Grading};
+use super::protocol::{Places, filled};
 use super::remote::RemoteCounters;
 use super::source::Source;
-use super::stage::{Group, Scene, Spent, Stage, Trial};
+use super::stage::{Group, Member, Scene, Spent, Stage, Trial};
 use crate::backend::philox::philox;
 use crate::engine::{Published, Sampling};
 use crate::error::{Error, Result};
@@ -378,10 +379,14 @@ impl Sampler<'_> {
                 }
             }
             LeakCheck::Model => {
+                let text = &self.rules.protocol.leak;
                 let asked = members.zip(problems).flat_map(|(members, problem)| {
-                    members
-                        .iter_mut()
-                        .map(|member| (leak::ask(&problem.asked(), &member.caption.text), member))
+                    let question = problem.asked();
+                    let ask = move |member: &Member| {
+                        let (question, caption) = (question.as_str(), member.caption.text.as_str());
+                        filled(text, &Places { question, caption, ..Places::default() })
+                    };
+                    members.iter_mut().map(move |member| (ask(member), member))
                 });
                 let (texts, members): (Vec<String>, Vec<_>) = asked.unzip();
                 let replies = self.stage.consult(&texts, leak::LONGEST_REPLY)?;
