@@ -41,28 +41,33 @@ ROWS = [
     ("a poor clarifier", ["reference.clarifier={poor}"]),
     ("sums alone, alpha 0.7", SUMS),
     ("sums alone, binary", SUMS + ["episode.kind=binary"]),
-    ("a start that says more", ["captioner.model={told}"]),
-    ("a start that says more, binary", ["captioner.model={told}", "episode.kind=binary"]),
+    ("a captioner taught to say more", ["captioner.model={told}"]),
+    ("a start like the paper's: half is said", ["captioner.adapter={half}", "reference.anchor={half}"]),
+    ("the same, binary", ["captioner.adapter={half}", "reference.anchor={half}", "episode.kind=binary"]),
 ]
 
-# Models that rows name in braces, made where they are needed.
+# What rows name in braces is made where it is needed: a captioner, or the adapter of a short run.
 MODELS = {
-    "worse": ["--only", "captioner", "--captioner-steps", "250"],
-    "poor": ["--only", "captioner", "--looking-steps", "100", "--captioner-steps", "150"],
-    "told": ["--only", "captioner", "--told", "80", "--captioner-steps", "1200"],
+    "worse": ["pretrain", "--out", "{out}", "--only", "captioner", "--captioner-steps", "250"],
+    "poor": ["pretrain", "--out", "{out}", "--only", "captioner", "--looking-steps", "100", "--captioner-steps", "150"],
+    "told": ["pretrain", "--out", "{out}", "--only", "captioner", "--told", "95", "--captioner-steps", "1200"],
+    "half": ["train", "-c", "assets/demo.toml", "seed=99", "run.steps=11", "run.out={out}"],
 }
+MADE = {"half": "checkpoint-11"}
 
 
 def made(program, folder, changes, threads):
     """The changes with the folders of models, which are made if they are not there."""
-    for name, options in MODELS.items():
+    for name, command in MODELS.items():
         place = "{%s}" % name
         if any(place in change for change in changes):
-            model = folder / "models" / name
+            out = folder / "models" / name
+            model = out / MADE.get(name, "tiny-captioner")
             with LOCK:
-                if not (model / "tiny-captioner" / "model.safetensors").exists():
-                    subprocess.run([program, "pretrain", "--quiet", "--threads", str(threads), "--out", str(model)] + options, check=True)
-            changes = [change.replace(place, str(model / "tiny-captioner")) for change in changes]
+                if not model.exists():
+                    command = [part.replace("{out}", str(out)) for part in command]
+                    subprocess.run([program] + command + ["--quiet", "--threads", str(threads)], check=True)
+            changes = [change.replace(place, str(model)) for change in changes]
     return changes
 
 
