@@ -44,6 +44,8 @@ ROWS = [
     ("a captioner taught to say more", ["captioner.model={told}"]),
     ("a start like the paper's: half is said", ["captioner.adapter={half}", "reference.anchor={half}"]),
     ("the same, binary", ["captioner.adapter={half}", "reference.anchor={half}", "episode.kind=binary"]),
+    ("PRCO", ["--prco", "episode.leaks=rule"]),
+    ("PRCO, one reward for both roles", ["--prco", "episode.shared=true", "episode.answers=1"]),
 ]
 
 # What rows name in braces is made where it is needed: a captioner, or the adapter of a short run.
@@ -87,6 +89,11 @@ def run(program, folder, name, changes, seed, threads):
     lines = (out / "metrics.jsonl").read_text().splitlines()
     early = [json.loads(line) for line in lines[:10]]
     result = json.loads(record.read_text())
+    if "--prco" in changes:
+        roles = {name.split(":")[0]: rate(evaluation, "accuracy_single") for name, evaluation in result["roles"].items()}
+        greedy = rate(result["after"]["greedy"], "accuracy_single")
+        leaks = json.loads(lines[-1]).get("leak_rate")
+        return roles | {"greedy": greedy, "leak rate, last step": None if leaks is None else 100 * leaks}
     return {
         "before: asks": rate(result["before"]["drawn"], "clarification_rate"),
         "first pass": rate(result["after"]["drawn"], "first_pass_right"),
@@ -133,9 +140,9 @@ def main():
         head = None
         for name, changes in rows:
             results = [found[name, seed].result() for seed in arguments.seeds]
-            if head is None:
+            if head != list(results[0]):
                 head = list(results[0])
-                print("| run | " + " | ".join(head) + " | changes |")
+                print("\n| run | " + " | ".join(head) + " | changes |")
                 print("|---" * (len(head) + 2) + "|")
             cells = [cell([result[column] for result in results]) for column in head]
             print(f"| {name} | " + " | ".join(cells) + " | `" + " ".join(changes) + "` |", flush=True)
