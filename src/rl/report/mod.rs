@@ -2,7 +2,7 @@
 //!
 //! It holds its own style, pictures and curves, asks nobody for anything and runs no script; its own policy forbids both,
 //! so that nothing a model wrote can do more than be read. Reading the folder is in `folder`, choosing what to show
-//! in `tables` and `examples`, drawing in `chart`; [`write`] puts them in order.
+//! in `tables` and `examples`, drawing in `chart`; [`write()`] puts them in order.
 
 mod chart;
 mod examples;

@@ -29,7 +29,7 @@ pub enum Tiers {
     /// The reward is normalised as it is.
     #[default]
     Direct,
-    /// It is a sum of rewards that are 0 or 1, R = Σ (payment[k] − payment[k + 1]) · right after at most k requests; each
+    /// It is a sum of rewards that are 0 or 1, R = Σ (`payment[k]` − `payment[k + 1]`) · right after at most k requests; each
     /// is normalised by itself.
     Decompose,
 }
