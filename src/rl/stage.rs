@@ -26,6 +26,9 @@ use std::{
 
 const OP: &str = "rollout";
 
+/// Keeps the draws of trials and turns apart: 2^64 over the golden ratio, odd.
+const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// Who reasons.
 #[derive(Debug)]
 pub enum Reasoner<'m> {
@@ -386,9 +389,10 @@ impl<'m> Stage<'m> {
                     if !prefix.is_empty() {
                         messages.push(Message::text("assistant", prefix));
                     }
-                    let Running { scene, member, .. } = batch.running[at];
+                    let Running { scene, member, trial, .. } = batch.running[at];
                     // Servers take seeds of 63 bits. Where nothing is drawn all may share a reply.
-                    let seed = if remote.draws() { batch.scenes[scene].seeds[member] >> 1 } else { 0 };
+                    let drawn = batch.scenes[scene].seeds[member] ^ (trial as u64).wrapping_mul(MIX);
+                    let seed = if remote.draws() { drawn >> 1 } else { 0 };
                     remote.ask(at as u64, &messages, seed)
                 }
                 Reasoner::Local(actor, adapter) => {

@@ -1,6 +1,6 @@
 //! A batch of episodes under way: who waits for which words.
 
-use super::{Group, Member, Scene, Spoken};
+use super::{Group, MIX, Member, Scene, Spoken};
 use crate::engine::{Input, Published, Sampling, Ticket};
 use crate::error::{Error, Result};
 use crate::rl::actor::Actor;
@@ -111,7 +111,7 @@ impl Batch<'_, '_> {
     pub(super) fn seed(&self, at: usize, input: &Input) -> u64 {
         let Running { scene, member, trial, .. } = self.running[at];
         let turn = input.tokens().len() as u64 + ((trial as u64 + 1) << 32);
-        self.scenes[scene].seeds[member] ^ turn.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        self.scenes[scene].seeds[member] ^ turn.wrapping_mul(MIX)
     }
 
     pub(super) fn end(&mut self, at: usize, outcome: Option<Outcome>) {
