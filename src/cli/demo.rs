@@ -91,7 +91,7 @@ fn false_facts(problems: &[Arc<Problem>], evaluation: &Evaluation) -> f64 {
 pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     let start = Instant::now();
     let out = arguments.out.clone().unwrap_or_else(fresh_folder);
-    let mut changes = vec![format!("seed={}", global.seed), format!("run.out={}", toml_text(&out))];
+    let mut changes = vec![format!("seed={}", global.seed()), format!("run.out={}", toml_text(&out))];
     changes.extend(arguments.steps.map(|steps| format!("run.steps={steps}")));
     changes.extend(arguments.changes.iter().cloned());
     let mut config = Config::parse(if arguments.prco { PRCO } else { RECIPE }, &changes)?;

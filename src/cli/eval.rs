@@ -72,7 +72,7 @@ fn parse_temperature(text: &str) -> Result<f32, String> {
 }
 
 pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
-    let mut config = Config::read(&arguments.config, &arguments.changes)?;
+    let mut config = Config::read(&arguments.config, &global.changes(&arguments.changes))?;
     let before = arguments.against.as_deref().map(Evaluation::open).transpose()?;
     let Some(data) = config.data.eval.clone() else {
         bail!("{} does not say by what to measure; give data.eval=FILE", arguments.config.display());

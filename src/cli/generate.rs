@@ -50,7 +50,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     let start = Instant::now();
     let opened = arguments.model_flags.open(&arguments.model, global)?;
-    let sampling = arguments.sampling.settings(global.seed, &opened.generation);
+    let sampling = arguments.sampling.settings(global.seed(), &opened.generation);
     sampling.check_for(1, opened.model.config.decoder.vocab)?;
     if sampling.entropy && !global.json {
         bail!("--entropy is part of the record that --json prints; add --json");

@@ -75,9 +75,9 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "N", value_parser = parse_threads)]
     pub(crate) threads: Option<usize>,
 
-    /// Seed of everything random
-    #[arg(long, global = true, value_name = "N", default_value_t = 0)]
-    pub(crate) seed: u64,
+    /// Seed of everything random [default: 0, or the configuration's]
+    #[arg(long = "seed", global = true, value_name = "N")]
+    given_seed: Option<u64>,
 
     /// No progress and no remarks on stderr; errors are still printed
     #[arg(long, global = true)]
@@ -89,6 +89,17 @@ pub(crate) struct Global {
 }
 
 impl Global {
+    /// The seed of a verb that has no configuration.
+    pub(crate) fn seed(&self) -> u64 {
+        self.given_seed.unwrap_or(0)
+    }
+
+    /// Changes to a configuration: a seed on the command line goes before those that name keys.
+    pub(crate) fn changes(&self, changes: &[String]) -> Vec<String> {
+        let seed = self.given_seed.map(|seed| format!("seed={seed}"));
+        seed.into_iter().chain(changes.iter().cloned()).collect()
+    }
+
     /// Prints a verb's result on stdout: for people, or with `--json` as one line for programs.
     pub(crate) fn print<R: serde::Serialize + fmt::Display>(&self, report: &R) -> Result<()> {
         let mut out = io::stdout().lock();

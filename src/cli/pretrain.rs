@@ -68,7 +68,7 @@ const EVERY: u64 = 50;
 pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     let threads =
         global.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let school = &School { arguments, seed: global.seed, quiet: global.quiet, begun: Instant::now() };
+    let school = &School { arguments, seed: global.seed(), quiet: global.quiet, begun: Instant::now() };
     match arguments.only {
         Some(Part::Captioner) => school.captioner(threads)?,
         Some(Part::Reasoner) => school.reasoner(threads)?,

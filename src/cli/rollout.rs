@@ -97,7 +97,7 @@ struct Job {
 
 pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     let opened = arguments.model_flags.open(&arguments.model, global)?;
-    let sampling = arguments.sampling.settings(global.seed, &opened.generation);
+    let sampling = arguments.sampling.settings(global.seed(), &opened.generation);
     sampling.check_for(arguments.n, opened.model.config.decoder.vocab)?;
     if arguments.n == 0 || arguments.n > arguments.sequences {
         bail!("--n {} has to lie between 1 and --sequences {}", arguments.n, arguments.sequences);
@@ -121,7 +121,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     loop {
         while broken.is_none() && rollout.jobs.len() * arguments.n < ahead {
             let Some((number, line)) = lines.next() else { break };
-            let seeds = seeds(global.seed, number as u64, arguments.n);
+            let seeds = seeds(global.seed(), number as u64, arguments.n);
             let outcome = line.and_then(|(place, record)| {
                 let job = rollout.read(&opened, record, number as u64, base, seeds);
                 let job = job.with_context(|| place.to_string())?;

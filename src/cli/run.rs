@@ -45,6 +45,11 @@ impl Folder {
         let text = toml::to_string(config).context("the configuration cannot be written")?;
         replace_file(&out.join("config.toml"), text.as_bytes())?;
         let step = self.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.state.global_step);
+        // What lies beyond belongs to steps that will be taken again.
+        if self.checkpoint.is_some() {
+            drop_later(out, step)?;
+            drop_later(&out.join("reasoner"), step)?;
+        }
         forget(&out.join(METRICS), step)?;
         forget(&out.join(SAMPLES), step)?;
         Ok(())
@@ -77,6 +82,22 @@ impl Folder {
         let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
         Ok(append_file(&path, text.as_bytes())?)
     }
+}
+
+/// Removes the checkpoints and evaluations of later steps.
+fn drop_later(folder: &Path, step: u64) -> Result<()> {
+    let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let rest =
+            name.strip_prefix("checkpoint-").or_else(|| name.strip_prefix("eval-")).unwrap_or_default();
+        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+        if digits.parse().is_ok_and(|number: u64| number > step) {
+            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed.with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Drops the lines of steps that will be taken again, and one that was being written.

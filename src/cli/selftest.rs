@@ -65,7 +65,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     let mut checks = Vec::new();
     for (at, case) in cases.iter().enumerate() {
         let call = |call: &mut Call| call.run(&*backend);
-        for check in examine(case, global.seed + at as u64, &*backend, &call) {
+        for check in examine(case, global.seed() + at as u64, &*backend, &call) {
             if !global.json {
                 writeln!(out, "{check}")?;
             }

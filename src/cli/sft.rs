@@ -52,7 +52,7 @@ struct Record {
 }
 
 pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
-    let config = Config::read(&arguments.config, &arguments.changes)?;
+    let config = Config::read(&arguments.config, &global.changes(&arguments.changes))?;
     let source = ModelFolder::find(&config.captioner.model)?;
     let model = Model::load(source.path(), global.device.open(global.threads)?, None)?;
     let options = ImageOptions {

@@ -50,13 +50,14 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
-    let config = Config::read(&arguments.config, &arguments.changes)?;
+    let config = Config::read(&arguments.config, &global.changes(&arguments.changes))?;
     let backend = global.device.open(global.threads)?;
     let cast = Cast::open(&config, &backend)?;
     let memory = cast.memory(&config, free_memory(&*backend)?)?;
     if !global.quiet {
         eprintln!("{}", run_lines(&memory).join("\n"));
     }
+    held_out(&config)?;
     if arguments.dry_run {
         let (_, faults) = Run::begin(&cast, &config, &memory, None)?;
         remark(&faults, global);

@@ -2,7 +2,7 @@
 //!
 //! What nobody knows is an error: a key that is misspelt would otherwise change nothing and say nothing.
 
-use super::parts::{EpisodeConfig, Prompts, ReasonerConfig, ReferenceConfig};
+use super::parts::{EpisodeConfig, Kind, Prompts, ReasonerConfig, ReferenceConfig};
 use crate::error::{Error, Result};
 use crate::format::adapter::{ModuleSet, Pattern};
 use crate::task::data::Layout;
@@ -433,7 +433,12 @@ impl Config {
     /// How rewards become a loss: the preset, and what is said beside it.
     pub fn credit(&self) -> Result<Credit> {
         let said = &self.objective;
-        let preset = self.objective.preset.unwrap_or(Preset::AcrlTrl).settings();
+        let usual = match self.episode.kind {
+            Kind::Prco => Preset::Prco,
+            Kind::Racro => Preset::Racro,
+            Kind::Acrl | Kind::Binary | Kind::Caprl => Preset::AcrlTrl,
+        };
+        let preset = self.objective.preset.unwrap_or(usual).settings();
         let normalizer = match &said.advantage {
             Some(name) => Normalizer::named(name)?,
             None => preset.normalizer,

@@ -181,7 +181,8 @@ impl Episode {
         self.fallbacks.extend(fallback.filter(|_| !expected));
         match decision {
             Decision::Solved { answered: true } if *wire == Wire::Fused => {
-                self.done(rules, problem, said.text.clone(), None)
+                let cut = said.truncated.then_some(Failure::ReasonerTruncated);
+                self.done(rules, problem, said.text.clone(), cut)
             }
             _ if said.truncated => {
                 self.done(rules, problem, said.text.clone(), Some(Failure::ReasonerTruncated))

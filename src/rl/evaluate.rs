@@ -49,6 +49,9 @@ impl Run<'_> {
         if requests > 0 {
             ways.push(rules(config, requests)?);
         }
+        // The Solver is measured with what it sees in the end.
+        let sees = config.episode.sees(u64::MAX, 0);
+        ways.iter_mut().for_each(|way| way.sees = sees);
         let sampling =
             Sampling { max_tokens: config.captioner.max_tokens, temperature, ..Sampling::default() };
         let conditions = Conditions { step: self.state().step, temperature, seed: config.seed };

@@ -67,8 +67,6 @@ fn episodes(step: &Step, put: &mut dyn FnMut(&str, Value)) {
         let earned = outcomes.iter().filter(asked(requests)).filter(|o| o.right()).count();
         put(&format!("tier/after_{requests}"), share(earned));
     }
-    put("episodes", json!(outcomes.len()));
-    kinds(step, put);
     let calls: usize = outcomes.iter().map(|o| o.calls).sum();
     let tokens: usize = outcomes.iter().map(|o| o.tokens).sum();
     put("reasoner/calls", json!(calls));
@@ -86,6 +84,9 @@ fn episodes(step: &Step, put: &mut dyn FnMut(&str, Value)) {
     }
 }
 
+/// Subjects that get numbers of their own.
+const MOST_SUBJECTS: usize = 32;
+
 /// By what problems are about: a type of question may go its own way.
 fn subjects(step: &Step, put: &mut dyn FnMut(&str, Value)) {
     let mut subjects: BTreeMap<&str, (usize, usize, usize)> = BTreeMap::new();
@@ -98,34 +99,13 @@ fn subjects(step: &Step, put: &mut dyn FnMut(&str, Value)) {
             *right += usize::from(outcome.right());
         }
     }
-    for (subject, (all, asked, right)) in subjects.into_iter().filter(|(_, counts)| counts.0 > 0) {
+    // A run over very many subjects would say more about them than about itself.
+    let known = subjects.into_iter().filter(|(_, counts)| counts.0 > 0).take(MOST_SUBJECTS);
+    for (subject, (all, asked, right)) in known {
         put(&format!("clarification_rate/{subject}"), json!(asked as f64 / all as f64));
         put(&format!("accuracy/{subject}"), json!(right as f64 / all as f64));
     }
 }
-
-/// The same for each kind of problem, where they have one.
-fn kinds(step: &Step, put: &mut dyn FnMut(&str, Value)) {
-    let mut kinds: BTreeMap<&str, [usize; 3]> = BTreeMap::new();
-    for (problem, group) in step.problems.iter().zip(&step.groups) {
-        let Some(kind) = &problem.subject else { continue };
-        let counts = kinds.entry(kind).or_default();
-        for outcome in group.members.iter().flat_map(|member| member.outcomes.iter().flatten()) {
-            counts[0] += 1;
-            counts[1] += usize::from(!outcome.exchanges.is_empty());
-            counts[2] += usize::from(outcome.right());
-        }
-    }
-    // A run over very many kinds would say more about them than about itself.
-    for (kind, [count, asked, right]) in kinds.into_iter().take(MOST_KINDS) {
-        let share = |part: usize| json!(part as f64 / count.max(1) as f64);
-        put(&format!("clarification_rate/{kind}"), share(asked));
-        put(&format!("accuracy/{kind}"), share(right));
-    }
-}
-
-/// Kinds of problems that get numbers of their own.
-const MOST_KINDS: usize = 32;
 
 fn captions(step: &Step, put: &mut dyn FnMut(&str, Value)) {
     let all = || step.groups.iter().flat_map(|group| &group.members).map(|member| &member.caption);

@@ -347,6 +347,9 @@ impl ReasonerConfig {
                 "reasoner.learn needs reasoner.top_p = 1: what is learned is the whole distribution",
             );
         }
+        if learn.lora.dropout != 0.0 {
+            return refuse("reasoner.learn.lora.dropout has to be 0, as the captioner's");
+        }
         if learn.alternate.is_some_and(|turns| turns.contains(&0)) {
             return refuse("reasoner.learn.alternate has to give both a step at least");
         }

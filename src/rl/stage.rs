@@ -397,7 +397,9 @@ impl<'m> Stage<'m> {
                 }
                 Reasoner::Local(actor, adapter) => {
                     let input = actor.input(&seen(&batch.running[at], &messages), &prefix)?;
-                    let key = (Role::Reasoner, 0, input.tokens().to_vec());
+                    // Words alone say who is asked what, unless there are pictures beside them.
+                    let scene = if batch.running[at].rules.sees { batch.running[at].scene } else { 0 };
+                    let key = (Role::Reasoner, scene, input.tokens().to_vec());
                     let sampling = actor.sampling().clone();
                     let said = batch.ask(actor, key, input, &sampling, adapter.as_ref(), at)?;
                     said.map_or(Ok(()), |said| self.go_on(batch, at, &said))

@@ -71,7 +71,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     }
     let mut failed = 0;
     for case in &cases {
-        match time(case, global.seed, &*backend, &record.ceilings) {
+        match time(case, global.seed(), &*backend, &record.ceilings) {
             Ok(timing) => {
                 if !global.json {
                     writeln!(out, "{timing}")?;
@@ -130,7 +130,7 @@ pub(super) fn ceilings(backend: &dyn Backend, global: &Global) -> Result<Ceiling
     let copy = Case::ScatterRows { t: 1 << 16, c: 4096 };
     let linear = Case::Linear { t: 8192, k: 8192, n: 8192, r: 0, bias: false, then: Then::Store };
     let rate = |case: &Case| -> Result<Work> {
-        let (samples, _) = samples(case, global.seed, backend)?;
+        let (samples, _) = samples(case, global.seed(), backend)?;
         let Work { bytes, flops } = case.work(backend.activation().size());
         Ok(Work { bytes: bytes / samples[0], flops: flops / samples[0] })
     };

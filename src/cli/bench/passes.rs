@@ -132,7 +132,7 @@ fn run(passes: &[Pass], what: &What, global: &Global) -> Result<()> {
     for name in names {
         let subject = match what.model {
             Some(_) => Subject::of_files(name, &backend, passes)?,
-            None => Subject::random(name, &backend, passes, global.seed)?,
+            None => Subject::random(name, &backend, passes, global.seed())?,
         };
         for pass in passes {
             let timing = subject.time(pass, &record.ceilings).with_context(|| pass.name(name))?;

@@ -95,7 +95,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
         let model = Arc::new(match &what.model {
             Some(_) => Model::load(ModelFolder::find(name)?.path(), backend.clone(), None)?,
             None => {
-                let decoder = random_decoder(name, &*backend, global.seed)?;
+                let decoder = random_decoder(name, &*backend, global.seed())?;
                 let config = ModelConfig {
                     family: Family::Qwen2,
                     decoder: decoder.config().clone(),
@@ -110,7 +110,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
         let samples = samples(&model, arguments)?;
         let spec =
             LoraSpec { rank: *rank, alpha: *rank as f64, targets: ModuleSet::AllLinear, base_model: None };
-        let lora = Lora::fresh(&model.config, spec, global.seed)?;
+        let lora = Lora::fresh(&model.config, spec, global.seed())?;
         let mut trainer = Trainer::new(model.clone(), lora, settings(arguments))?;
         let mut step = || -> Result<(f64, usize, usize)> {
             let start = Instant::now();

@@ -60,6 +60,9 @@ fn a_preset_is_what_is_left_unsaid() {
     assert_eq!(xiao.objective.clip, Clip { low: 0.2, high: 0.3, dual: Some(10.0) });
     assert_eq!(xiao.objective.aggregation, Aggregation::SeqMeanTokenSum);
     assert_eq!(credit(&["objective.preset=prco"]).objective.kl, None);
+    let prco = credit(&["episode.kind=prco"]);
+    assert_eq!((prco.normalizer, prco.objective.kl), (Normalizer::None, None));
+    assert_eq!(credit(&["episode.kind=racro"]).objective.kl, Some((Kl::K3, 0.001)));
     let shaped = credit(&["objective.kl={kind=\"k1_in_reward\",coef=0.1}"]);
     assert_eq!((shaped.kl_in_reward, shaped.objective.kl), (Some((Kl::K1, 0.1)), None));
     assert_eq!(credit(&["objective.tiers=decompose"]).tiers, Tiers::Decompose);
