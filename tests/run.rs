@@ -301,6 +301,11 @@ fn a_reasoner_that_learns_is_paid_for_asking_less() {
     assert_eq!(samples.len(), 3);
     assert!(samples[0].advantage > 0.0 && samples[1].advantage < 0.0);
     assert_eq!(samples[1].advantage, samples[2].advantage);
+    // An answer that nobody can grade teaches nothing.
+    let mut unknown = said(true, 0, 1);
+    unknown.outcomes[0].as_mut().unwrap().grade.verdict = Verdict::InvalidGold;
+    let groups = [Group { input: input.clone(), members: vec![said(true, 0, 1), unknown] }];
+    assert!(grade_reasoner(&groups, 0.2, &config.credit().unwrap()).unwrap().is_empty());
 }
 
 #[test]

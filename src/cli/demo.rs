@@ -188,10 +188,9 @@ fn measure(run: &mut Run<'_>, problems: &[Arc<Problem>], when: &str, global: &Gl
 
 /// Three problems that tell what was learned: of as many kinds as there are, asked about before and answered after.
 fn telling(before: &Evaluation, after: &Evaluation) -> Vec<usize> {
-    let learned = |at: &usize| {
-        before.items[*at].first_pass_right() == Some(false)
-            && after.items[*at].first_pass_right() == Some(true)
-    };
+    // Where nobody could ask, the answer from the caption alone counts.
+    let right = |item: &Item| item.first_pass_right().or(item.single_right()) == Some(true);
+    let learned = |at: &usize| !right(&before.items[*at]) && right(&after.items[*at]);
     let mut chosen: Vec<usize> = Vec::new();
     let count = before.items.len().min(after.items.len());
     for at in (0..count).filter(learned) {
@@ -262,7 +261,7 @@ fn table(before: &Measured, after: &Measured, count: usize) -> String {
     text
 }
 
-/// A folder of this minute.
+/// A folder of this second.
 fn fresh_folder() -> PathBuf {
     let seconds = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     PathBuf::from(format!("runs/demo-{}", seconds.map_or(0, |time| time.as_secs())))

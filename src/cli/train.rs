@@ -15,7 +15,7 @@ use pellucid::rl::source::Source;
 use pellucid::rl::tensorboard::EventWriter;
 use pellucid::task::data::{Fault, Problem};
 use pellucid::task::verify::Policy;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::{
     collections::BTreeSet,
     io::{IsTerminal, Write},
@@ -96,9 +96,9 @@ pub(super) fn steps(run: &mut Run<'_>, folder: &Folder, global: &Global) -> Resu
     }
     while run.state().step < config.run.steps {
         let step = run.step()?;
-        bar.set_message(summary(&step));
-        bar.set_position(step.step);
         let line = metrics(&step);
+        bar.set_message(summary(&step, &line));
+        bar.set_position(step.step);
         events.scalars(
             step.step,
             line.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_f64()?))),
@@ -151,8 +151,7 @@ fn measure(run: &mut Run<'_>, problems: &[Arc<Problem>]) -> Result<()> {
 }
 
 /// A step in a few words.
-fn summary(step: &Step) -> String {
-    let line = metrics(step);
+fn summary(step: &Step, line: &Map<String, Value>) -> String {
     let number = |name: &str| line.get(name).and_then(Value::as_f64).unwrap_or(f64::NAN);
     let whole = (step.spent.total + step.update).as_secs_f64();
     format!(

@@ -43,7 +43,6 @@ impl Player {
 pub struct Actor<'m> {
     player: &'m Player,
     engine: Engine<'m>,
-    limits: Limits,
     features: Features,
     /// How it speaks; seeds are the request's.
     sampling: Sampling,
@@ -55,12 +54,7 @@ impl<'m> Actor<'m> {
     /// An actor with an engine of its own.
     pub fn new(player: &'m Player, limits: Limits, sampling: Sampling) -> Result<Self> {
         let engine = Engine::new(&player.model, player.reader.tokenizer(), &player.end_tokens, limits)?;
-        Ok(Actor { player, engine, limits, features: Features::default(), sampling, spent: Duration::ZERO })
-    }
-
-    /// Who plays.
-    pub fn player(&self) -> &'m Player {
-        self.player
+        Ok(Actor { player, engine, features: Features::default(), sampling, spent: Duration::ZERO })
     }
 
     /// How it speaks.
@@ -76,11 +70,6 @@ impl<'m> Actor<'m> {
     /// The engine, to publish adapters to and to ask for its counts.
     pub fn engine(&mut self) -> &mut Engine<'m> {
         &mut self.engine
-    }
-
-    /// Completions of one prompt that can run at a time.
-    pub fn lanes(&self) -> usize {
-        self.limits.sequences
     }
 
     /// A conversation made ready, the reply begun with `prefix`. Paths of pictures are as their loader made them.

@@ -69,7 +69,8 @@ pub fn grade_reasoner(groups: &[Group], kappa: f64, credit: &Credit) -> Result<V
     let trials = |group| -> Vec<(&episode::Outcome, &[Spoken])> {
         let Group { members, .. }: &Group = group;
         let told = members.iter().flat_map(|member| member.outcomes.iter().zip(&member.spoken));
-        told.filter_map(|(outcome, spoken)| Some((outcome.as_ref()?, spoken.as_slice()))).collect()
+        let known = told.filter_map(|(outcome, spoken)| Some((outcome.as_ref()?, spoken.as_slice())));
+        known.filter(|(outcome, _)| outcome.grade.verdict != Verdict::InvalidGold).collect()
     };
     let all: Vec<_> = groups.iter().map(trials).filter(|trials| trials.len() > 1).collect();
     if all.is_empty() {

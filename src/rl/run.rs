@@ -151,7 +151,7 @@ impl<'m> Run<'m> {
             stage.publish_reasoner(trainer.adapter());
         }
         let pupil = match (&config.reasoner.learn, &cast.reasoner) {
-            (Some(learn), Some(player)) => Some(Pupil::begin(player, learn, config, &mut stage, state.step)?),
+            (Some(learn), Some(player)) => Some(Pupil::begin(player, learn, config, &mut stage, checkpoint)?),
             _ => None,
         };
         let policy = Policy::default();
@@ -311,22 +311,24 @@ impl Pupil {
         learn: &Learn,
         config: &Config,
         stage: &mut Stage<'_>,
-        step: u64,
+        captioner: Option<&Checkpoint>,
     ) -> Result<Self> {
         let mut settings = config.train_settings()?;
         settings.optimiser.learning_rate = learn.lr;
         settings.objective.temperature = config.reasoner.temperature;
         let model = &player.model;
-        let trainer = match (step, &config.reasoner.adapter) {
-            (0, Some(folder)) => {
+        let trainer = match (captioner, &config.reasoner.adapter) {
+            (None, Some(folder)) => {
                 Trainer::new(model.clone(), Lora::of(&model.config, &AdapterFile::open(folder)?)?, settings)?
             }
-            (0, None) => {
+            (None, None) => {
                 let spec = learn.lora.spec(&player.name)?;
                 Trainer::new(model.clone(), Lora::fresh(&model.config, spec, config.seed)?, settings)?
             }
-            (step, _) => {
-                let folder = config.run.out.join(REASONER).join(format!("checkpoint-{step}"));
+            // It lies beside the captioner's, whichever run goes on from there.
+            (Some(captioner), _) => {
+                let run = captioner.folder().parent().unwrap_or(Path::new(""));
+                let folder = run.join(REASONER).join(format!("checkpoint-{}", captioner.state.global_step));
                 Checkpoint::open(&folder)?.trainer(model.clone(), settings)?
             }
         };
