@@ -9,7 +9,7 @@ mod narrow;
 use pellucid::backend::Backend;
 use pellucid::backend::cpu::Cpu;
 use pellucid::engine::{Completion, Finish, Input, ScoreRequest, score};
-use pellucid::prompt::message::Message;
+use pellucid::prompt::message::{ImageReference, Message};
 use pellucid::prompt::reader::Words;
 use pellucid::prompt::template::RenderOptions;
 use pellucid::rl::cast::{Cast, captioning, rules};
@@ -19,12 +19,12 @@ use pellucid::rl::episode::{Failure, Outcome};
 use pellucid::rl::frozen::Frozen;
 use pellucid::rl::metrics::{metrics, samples};
 use pellucid::rl::protocol::Exchange;
-use pellucid::rl::run::Run;
+use pellucid::rl::run::{Run, Step};
 use pellucid::rl::stage::{Group, Member, Scene, Spoken, Trial};
 use pellucid::task::verify::Verdict;
 use pellucid::task::world::Example;
 use pellucid::train::{Checkpoint, Lora, Sample, Trainer};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -69,7 +69,7 @@ fn what_becomes_of_captions_depends_on_nothing_but_them() {
             seeds: (0..3).map(|member| (10 * at + member) as u64).collect(),
         };
         let scenes: Vec<Scene<'_>> = order.iter().map(|&at| scene(at)).collect();
-        let (groups, _) = stage.play(&scenes, &captioning(&config), None).unwrap();
+        let groups = stage.play(&scenes, &captioning(&config), None).unwrap().groups.into_iter().flatten();
         let mut told: Vec<_> = order
             .iter()
             .zip(groups)
@@ -85,6 +85,54 @@ fn what_becomes_of_captions_depends_on_nothing_but_them() {
         let other = told(&[temperature, "run.sequences=3", "run.pass_tokens=40"], &[4, 2, 0, 3, 1]);
         assert_eq!(first, other);
     }
+}
+
+#[test]
+fn a_problem_that_cannot_be_shown_costs_the_others_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, damaged: &dyn Fn(usize, &mut Value)| {
+        let mut lines = String::new();
+        for index in 0..4 {
+            let problem = Example::new(3, index).problem().unwrap();
+            let picture = folder.path().join(format!("{name}-{index}.png"));
+            let [ImageReference::Bytes(bytes)] = &problem.images[..] else { panic!("a picture") };
+            std::fs::write(&picture, bytes).unwrap();
+            let (question, answer, id) = (&problem.question, &problem.answer, index.to_string());
+            let mut line = json!({"id": id, "question": question, "answer": answer, "image": picture});
+            damaged(index as usize, &mut line);
+            lines += &format!("{line}\n");
+        }
+        let data = folder.path().join(format!("{name}.jsonl"));
+        std::fs::write(&data, lines).unwrap();
+        format!("data.train={:?}", data.display().to_string())
+    };
+    let step = |data: &str| {
+        let shuffle = ["optim.prompts_per_step=4", "data.shuffle=false", data];
+        let config = config(folder.path(), &shuffle);
+        let cast = Cast::open(&config, &backend()).unwrap();
+        let memory = cast.memory(&config, FREE).unwrap();
+        Run::begin(&cast, &config, &memory, None).unwrap().0.step()
+    };
+    let whole = step(&write("whole", &|_, _| {})).unwrap();
+    let told = step(&write("told", &|at, line| match at {
+        1 => std::fs::write(line["image"].as_str().unwrap(), "no picture").unwrap(),
+        3 => line["question"] = "how far is it ? ".repeat(200).into(),
+        _ => {}
+    }));
+    let told = told.unwrap();
+    let left_out: Vec<_> = told.left_out.iter().map(|(problem, _)| problem.id.as_str()).collect();
+    assert_eq!(left_out, ["1", "3"]);
+    assert!(told.left_out[1].1.to_string().contains("context"), "{}", told.left_out[1].1);
+    assert_eq!(metrics(&told)["problems/left_out"], 2);
+    assert_eq!(samples(&told).iter().filter(|line| line["left_out"].is_string()).count(), 2);
+    let captions = |step: &Step, at: usize| -> Vec<_> {
+        step.groups[at].members.iter().map(|member| member.caption.text.clone()).collect()
+    };
+    assert_eq!(captions(&whole, 0), captions(&told, 0));
+    assert_eq!(captions(&whole, 2), captions(&told, 1));
+    // Where nothing can be played the data is not to blame.
+    let broken = |_, line: &mut Value| std::fs::write(line["image"].as_str().unwrap(), "none").unwrap();
+    assert!(step(&write("none", &broken)).is_err());
 }
 
 #[test]

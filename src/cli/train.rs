@@ -110,6 +110,9 @@ pub(super) fn steps(run: &mut Run<'_>, folder: &Folder, global: &Global) -> Resu
         if lines.len() > KEPT {
             lines.remove(KEPT / 2);
         }
+        for (problem, error) in step.left_out.iter().filter(|_| !global.quiet) {
+            bar.suspend(|| eprintln!("step {}: problem {}: {error}", step.step, problem.id));
+        }
         for alarm in of_training(&lines) {
             if raised.insert(alarm.name) && !global.quiet {
                 bar.suspend(|| eprintln!("step {}: {alarm}", step.step));

@@ -83,6 +83,11 @@ impl<'m> Actor<'m> {
         Input::prepare_with(&self.player.model, &read, &mut self.features)
     }
 
+    /// Tokens its context has left behind a prompt.
+    pub fn room(&self, input: &Input) -> usize {
+        self.player.model.config.decoder.max_positions.saturating_sub(input.tokens().len())
+    }
+
     /// Asks for a completion for each seed, and does not wait.
     pub fn ask(
         &mut self,

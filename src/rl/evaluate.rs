@@ -59,8 +59,10 @@ impl Run<'_> {
         for (number, some) in problems.chunks(AT_ONCE).enumerate() {
             let groups = self.play(some, number * AT_ONCE, &ways, &sampling, roles)?;
             for (problem, group) in some.iter().zip(&groups) {
-                // Where a remote reasoner gave no usable reply there is nothing to count.
-                items.extend(group.members.iter().filter_map(|member| item(problem, member)));
+                // A problem that could not be shown, a reasoner that gave no usable reply: there is nothing to count.
+                items.extend(
+                    group.iter().flat_map(|group| &group.members).filter_map(|member| item(problem, member)),
+                );
             }
             progress(items.len());
         }

@@ -52,6 +52,7 @@ fn rewards(step: &Step, put: &mut dyn FnMut(&str, Value)) {
     step.graded.more.iter().for_each(|(name, value)| put(name, json!(value)));
     put("groups/masked", json!(step.graded.masked));
     put("groups/dropped_members", json!(step.graded.dropped));
+    put("problems/left_out", json!(step.left_out.len()));
 }
 
 fn episodes(step: &Step, put: &mut dyn FnMut(&str, Value)) {
@@ -148,9 +149,12 @@ fn updates(step: &Step, put: &mut dyn FnMut(&str, Value)) {
     put("skipped", json!(step.stats.iter().find_map(|stats| stats.bad.clone())));
 }
 
-/// Lines of `samples.jsonl`: every caption and what became of it.
+/// Lines of `samples.jsonl`: every caption and what became of it, every problem that was left out and why.
 pub fn samples(step: &Step) -> Vec<Value> {
-    let mut lines = Vec::new();
+    let left_out = step.left_out.iter().map(|(problem, error)| {
+        json!({"step": step.step, "id": problem.id, "question": problem.question, "left_out": error.to_string()})
+    });
+    let mut lines: Vec<Value> = left_out.collect();
     let captions = step.graded.samples.iter().filter(|sample| sample.part == 0);
     let mut advantages = captions.map(|sample| sample.advantage);
     for (number, (problem, group)) in step.problems.iter().zip(&step.groups).enumerate() {

@@ -14,7 +14,7 @@ use super::prco::{self, Grading};
 use super::protocol::{Places, filled};
 use super::remote::RemoteCounters;
 use super::source::Source;
-use super::stage::{Group, Member, Scene, Spent, Stage, Trial};
+use super::stage::{Group, Member, Played, Scene, Spent, Stage, Trial};
 use crate::backend::philox::philox;
 use crate::engine::{Published, Sampling};
 use crate::error::{Error, Result};
@@ -71,6 +71,7 @@ struct Sampler<'m> {
 struct Batch {
     problems: Vec<Arc<Problem>>,
     groups: Vec<Group>,
+    left_out: Vec<(Arc<Problem>, Error)>,
     spent: Spent,
     /// Written by the adapter of one update ago.
     stale: bool,
@@ -97,6 +98,8 @@ pub struct Step {
     pub problems: Vec<Arc<Problem>>,
     /// The captions and what became of them.
     pub groups: Vec<Group>,
+    /// Problems that could not be played, or not all of whose captions could be told: damaged pictures, too many words.
+    pub left_out: Vec<(Arc<Problem>, Error)>,
     /// What they earned.
     pub graded: Graded,
     /// What right answers paid, by the requests they took.
@@ -184,7 +187,7 @@ impl<'m> Run<'m> {
     /// One step, of which this is all. Where the run overlaps, the next batch is sampled meanwhile, with the adapter of
     /// before the update; not across a checkpoint, so that whoever goes on from one takes the same steps.
     pub fn step(&mut self) -> Result<Step> {
-        let Batch { problems, groups, spent, stale } = match self.ahead.take() {
+        let Batch { problems, groups, left_out, spent, stale } = match self.ahead.take() {
             Some(batch) => batch,
             None => self.sampler.batch(self.state.step, &mut self.state.cursor, &self.adapter)?,
         };
@@ -244,7 +247,19 @@ impl<'m> Run<'m> {
         state.skipped += u64::from(stats.is_empty());
         state.step = next;
         let remote = sampler.stage.remote();
-        Ok(Step { step: next, problems, groups, graded, payment, stats, spent, update, stale, remote })
+        Ok(Step {
+            step: next,
+            problems,
+            groups,
+            left_out,
+            graded,
+            payment,
+            stats,
+            spent,
+            update,
+            stale,
+            remote,
+        })
     }
 
     /// Problems captioned once each, drawn as `sampling` says, and what becomes of the captions under several rules. The
@@ -256,7 +271,7 @@ impl<'m> Run<'m> {
         rules: &[Rules],
         sampling: &Sampling,
         roles: Roles,
-    ) -> Result<Vec<Group>> {
+    ) -> Result<Vec<Option<Group>>> {
         let scenes: Vec<Scene<'_>> = problems
             .iter()
             .enumerate()
@@ -270,13 +285,13 @@ impl<'m> Run<'m> {
         let observer = Some(&self.adapter).filter(|_| roles.observer);
         let stage = &mut self.sampler.stage;
         if self.config.episode.kind != Kind::Prco {
-            return Ok(stage.play(&scenes, sampling, observer)?.0);
+            return Ok(stage.play(&scenes, sampling, observer)?.groups);
         }
         // The Solver answers as the Observer captions: drawn or greedy, as it is or as it was.
         let learned = stage.lend_reasoner(roles.solver, sampling.temperature);
         let played = stage.play(&scenes, sampling, observer);
         stage.return_reasoner(learned);
-        Ok(played?.0)
+        Ok(played?.groups)
     }
 
     /// Writes a checkpoint into the run's folder and returns its own. That of a reasoner that learns comes first: whoever
@@ -362,12 +377,15 @@ impl Sampler<'_> {
                 seeds: (0..self.group).map(|member| seed(self.seed, step, number, member)).collect(),
             })
             .collect();
-        let (mut groups, spent) = self.stage.play(&scenes, &self.sampling, Some(adapter))?;
+        let Played { groups, refused, spent } = self.stage.play(&scenes, &self.sampling, Some(adapter))?;
         drop(scenes);
+        let left_out = refused.into_iter().map(|(at, error)| (problems[at].clone(), error)).collect();
+        let (problems, mut groups): (Vec<_>, Vec<_>) =
+            problems.into_iter().zip(groups).filter_map(|(problem, group)| Some((problem, group?))).unzip();
         if self.episode.kind == Kind::Prco {
             self.look_for_leaks(&problems, &mut groups)?;
         }
-        Ok(Batch { problems, groups, spent, stale: false })
+        Ok(Batch { problems, groups, left_out, spent, stale: false })
     }
 
     /// Which captions give the answer away.

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::model::Adapter;
 use crate::prompt::message::{Content, Message};
 use crate::task::data::Problem;
-use batch::{Asked, Batch, Open, Purpose, Role, Running};
+use batch::{Asked, Batch, Open, Purpose, Role, Running, Shown};
 use std::{
     collections::HashMap,
     ops::Range,
@@ -113,6 +113,18 @@ pub struct Group {
     pub members: Vec<Member>,
 }
 
+/// What became of scenes.
+#[derive(Debug)]
+pub struct Played {
+    /// In the order of the scenes; none for one that could not be shown.
+    pub groups: Vec<Option<Group>>,
+    /// What could not be put to somebody, by the scenes' numbers: a picture that is damaged, words that do not fit into a
+    /// context. Captions that nobody could be told about have no outcome.
+    pub refused: Vec<(usize, Error)>,
+    /// Where time went.
+    pub spent: Spent,
+}
+
 /// Where time went.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Spent {
@@ -133,7 +145,7 @@ impl<'m> Stage<'m> {
         scenes: &[Scene<'_>],
         sampling: &Sampling,
         adapter: Option<&Published>,
-    ) -> Result<(Vec<Group>, Spent)> {
+    ) -> Result<Played> {
         let start = Instant::now();
         let mut waited = Duration::ZERO;
         let mut batch = Batch {
@@ -143,11 +155,12 @@ impl<'m> Stage<'m> {
             open: HashMap::new(),
             known: HashMap::new(),
             running: Vec::new(),
-            groups: Vec::with_capacity(scenes.len()),
+            groups: scenes.iter().map(|_| None).collect(),
+            refused: Vec::new(),
             left: 0,
         };
         for number in 0..scenes.len() {
-            self.begin(&mut batch, number)?;
+            self.begin(&mut batch, number).or_else(|error| batch.refuse(number, error))?;
         }
         while batch.left > 0 {
             if !self.policy.is_idle() {
@@ -191,7 +204,7 @@ impl<'m> Stage<'m> {
             reasoning,
             total: start.elapsed(),
         };
-        Ok((batch.groups()?, spent))
+        batch.played(spent)
     }
 
     /// What has happened between us and a server.
@@ -228,13 +241,15 @@ impl<'m> Stage<'m> {
         }
     }
 
-    /// What the policy says to some texts without its adapter, in its likeliest words.
-    pub fn consult(&mut self, texts: &[String], max_tokens: usize) -> Result<Vec<Said>> {
-        let sampling = Sampling { temperature: 0.0, max_tokens, ..Sampling::default() };
+    /// What the policy says to some texts without its adapter, in its likeliest words: as many of them as there are tokens
+    /// left in its context, and at most `most`.
+    pub fn consult(&mut self, texts: &[String], most: usize) -> Result<Vec<Said>> {
         let mut requests = Vec::with_capacity(texts.len());
         for text in texts {
             let input = self.policy.input(&[Message::text("user", text)], "")?;
-            requests.push((Arc::new(input), sampling.clone(), vec![0]));
+            let max_tokens = most.min(self.policy.room(&input)).max(1);
+            let sampling = Sampling { temperature: 0.0, max_tokens, ..Sampling::default() };
+            requests.push((Arc::new(input), sampling, vec![0]));
         }
         Ok(self.policy.complete(requests, None)?.iter().flatten().map(said).collect())
     }
@@ -249,14 +264,12 @@ impl<'m> Stage<'m> {
         let text =
             filled(&trial.rules.protocol.caption, &Places { question: &question, ..Places::default() });
         let messages = [Message::user(scene.problem.images.iter().cloned(), text)];
-        let input = self.policy.input(&messages, "");
-        let input = Arc::new(
-            input.map_err(|error| Error::caller(OP, format!("problem {}: {error}", scene.problem.id)))?,
-        );
+        let input = Arc::new(self.policy.input(&messages, "")?);
         let sampling = batch.sampling.clone();
-        batch.groups.push((input.clone(), scene.seeds.iter().map(|_| None).collect()));
-        batch.left += scene.seeds.len();
         let ticket = self.policy.ask(input.clone(), sampling, scene.seeds.clone(), batch.adapter)?;
+        let members = scene.seeds.iter().map(|_| None).collect();
+        batch.groups[number] = Some(Shown { input: input.clone(), members });
+        batch.left += scene.seeds.len();
         let open = Open { purpose: Purpose::Captions(number), input, key: None };
         batch.open.insert((Role::Policy, ticket), open);
         Ok(())
@@ -310,7 +323,9 @@ impl<'m> Stage<'m> {
         let (trials, caption_cut) = (&scene.trials, cut && self.fail_truncated);
         let outcomes = trials.iter().map(|_| None).collect();
         let spoken = trials.iter().map(|_| Vec::new()).collect();
-        batch.groups[number].1[member] = Some(Member { caption, outcomes, leaks: None, spoken });
+        if let Some(shown) = &mut batch.groups[number] {
+            shown.members[member] = Some(Member { caption, outcomes, leaks: None, spoken });
+        }
         batch.left += trials.len();
         batch.left -= 1;
         let mut first: Option<(usize, Next)> = None;
@@ -345,11 +360,22 @@ impl<'m> Stage<'m> {
             && episodes.len() > 1
         {
             let messages = seen(&batch.running[episodes.start], messages);
-            let input = Arc::new(actor.input(&messages, prefix)?);
-            let seeds = episodes.clone().map(|at| batch.seed(at, &input)).collect();
-            let ticket = actor.ask(input.clone(), actor.sampling().clone(), seeds, adapter.as_ref())?;
-            let open = Open { purpose: Purpose::Draws(episodes.collect()), input, key: None };
-            batch.open.insert((Role::Reasoner, ticket), open);
+            let asked = actor.input(&messages, prefix).and_then(|input| {
+                let input = Arc::new(input);
+                let seeds = episodes.clone().map(|at| batch.seed(at, &input)).collect();
+                let ticket = actor.ask(input.clone(), actor.sampling().clone(), seeds, adapter.as_ref())?;
+                Ok((ticket, input))
+            });
+            match asked {
+                Ok((ticket, input)) => {
+                    let open = Open { purpose: Purpose::Draws(episodes.collect()), input, key: None };
+                    batch.open.insert((Role::Reasoner, ticket), open);
+                }
+                Err(error) => {
+                    batch.refuse(batch.running[episodes.start].scene, error)?;
+                    episodes.for_each(|at| batch.end(at, None));
+                }
+            }
             return Ok(());
         }
         for at in episodes {
@@ -364,8 +390,16 @@ impl<'m> Stage<'m> {
         self.next(batch, at, next)
     }
 
-    /// Asks whoever speaks next.
+    /// Asks whoever speaks next. Who cannot be asked says nothing, and the episode has no outcome.
     fn next(&mut self, batch: &mut Batch<'_, '_>, at: usize, next: Next) -> Result<()> {
+        self.put(batch, at, next).or_else(|error| {
+            batch.refuse(batch.running[at].scene, error)?;
+            batch.end(at, None);
+            Ok(())
+        })
+    }
+
+    fn put(&mut self, batch: &mut Batch<'_, '_>, at: usize, next: Next) -> Result<()> {
         match next {
             Next::Done(outcome) => {
                 batch.end(at, Some(outcome));

@@ -1,6 +1,6 @@
 //! A batch of episodes under way: who waits for which words.
 
-use super::{Group, MIX, Member, Scene, Spoken};
+use super::{Group, MIX, Member, Played, Scene, Spent, Spoken};
 use crate::engine::{Input, Published, Sampling, Ticket};
 use crate::error::{Error, Result};
 use crate::rl::actor::Actor;
@@ -58,6 +58,12 @@ pub(super) enum Asked {
     Said(Said),
 }
 
+/// A scene's prompt and the captions that have been written.
+pub(super) struct Shown {
+    pub(super) input: Arc<Input>,
+    pub(super) members: Vec<Option<Member>>,
+}
+
 /// A batch under way.
 pub(super) struct Batch<'s, 'a> {
     pub(super) scenes: &'s [Scene<'a>],
@@ -66,7 +72,10 @@ pub(super) struct Batch<'s, 'a> {
     pub(super) open: HashMap<(Role, Ticket), Open>,
     pub(super) known: Known,
     pub(super) running: Vec<Running<'a>>,
-    pub(super) groups: Vec<(Arc<Input>, Vec<Option<Member>>)>,
+    /// The prompt of each scene and its captions; none where there could be no prompt.
+    pub(super) groups: Vec<Option<Shown>>,
+    /// What could not be put to somebody, by scenes.
+    pub(super) refused: Vec<(usize, Error)>,
     /// Episodes, and captions, that have not ended.
     pub(super) left: usize,
 }
@@ -117,19 +126,41 @@ impl Batch<'_, '_> {
     pub(super) fn end(&mut self, at: usize, outcome: Option<Outcome>) {
         let Running { scene, member, trial, ref mut spoken, .. } = self.running[at];
         let spoken = std::mem::take(spoken);
-        if let Some(member) = &mut self.groups[scene].1[member] {
+        if let Some(shown) = &mut self.groups[scene]
+            && let Some(member) = &mut shown.members[member]
+        {
             member.outcomes[trial] = outcome;
             member.spoken[trial] = spoken;
         }
         self.left -= 1;
     }
 
-    pub(super) fn groups(self) -> Result<Vec<Group>> {
+    /// A scene that cannot be played to its end: its picture is damaged, its words do not fit into a context. What the
+    /// machine or we ourselves are to blame for is given back.
+    pub(super) fn refuse(&mut self, scene: usize, error: Error) -> Result<()> {
+        if matches!(error, Error::Machine { .. } | Error::Internal { .. }) {
+            return Err(error);
+        }
+        // One reason is enough.
+        if !self.refused.iter().any(|(other, _)| *other == scene) {
+            self.refused.push((scene, error));
+        }
+        Ok(())
+    }
+
+    /// Everything that was played. Where none of several scenes could be, it is not the scenes' fault.
+    pub(super) fn played(mut self, spent: Spent) -> Result<Played> {
         let missing = || Error::internal(OP, "a caption is missing");
-        let group = |(input, members): (Arc<Input>, Vec<Option<Member>>)| {
+        let group = |Shown { input, members }| {
             let members = members.into_iter().collect::<Option<Vec<_>>>().ok_or_else(missing)?;
             Ok(Group { input, members })
         };
-        self.groups.into_iter().map(group).collect()
+        let groups: Vec<Option<Group>> =
+            self.groups.into_iter().map(|entry| entry.map(group).transpose()).collect::<Result<_>>()?;
+        let told = |group: &Group| group.members.iter().any(|m| m.outcomes.iter().any(Option::is_some));
+        if groups.len() > 1 && !self.refused.is_empty() && !groups.iter().flatten().any(told) {
+            return Err(self.refused.swap_remove(0).1);
+        }
+        Ok(Played { groups, refused: self.refused, spent })
     }
 }
