@@ -96,13 +96,13 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     changes.extend(arguments.changes.iter().cloned());
     let mut config = Config::parse(if arguments.prco { PRCO } else { RECIPE }, &changes)?;
     config.run.save_every = config.run.steps;
+    let mut folder = Folder::find(&config, None)?;
     let backend = global.device.open(global.threads)?;
     let cast = Cast::open(&config, &backend)?;
     let memory = cast.memory(&config, free_memory(&*backend)?)?;
     if !global.quiet {
         eprintln!("{}", run_lines(&memory).join("\n"));
     }
-    let folder = Folder::find(&config, None)?;
     let (mut run, _) = Run::begin(&cast, &config, &memory, None)?;
     folder.begin(&config)?;
     let held_out = config.data.eval.clone().unwrap_or_else(|| config.data.train.clone());

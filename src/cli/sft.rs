@@ -53,6 +53,7 @@ struct Record {
 
 pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     let config = Config::read(&arguments.config, &global.changes(&arguments.changes))?;
+    let mut folder = Folder::find(&config, arguments.resume.as_deref())?;
     let source = ModelFolder::find(&config.captioner.model)?;
     let model = Model::load(source.path(), global.device.open(global.threads)?, None)?;
     let options = ImageOptions {
@@ -63,7 +64,6 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     let reader = Reader::open(&source, &model.config, options)?;
     let end = source.eos(&model.config)?.first().copied();
     let lessons = Lessons { reader: &reader, end, path: &config.data.train };
-    let folder = Folder::find(&config, arguments.resume.as_deref())?;
     let mut pupil = Pupil::begin(&config, model, source, &lessons, folder.checkpoint.as_ref())?;
     folder.begin(&config)?;
     let (mut step, mut cursor) = match &folder.checkpoint {

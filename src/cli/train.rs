@@ -51,6 +51,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     let config = Config::read(&arguments.config, &global.changes(&arguments.changes))?;
+    let mut folder = Folder::find(&config, arguments.resume.as_deref())?;
     let backend = global.device.open(global.threads)?;
     let cast = Cast::open(&config, &backend)?;
     let memory = cast.memory(&config, free_memory(&*backend)?)?;
@@ -59,11 +60,10 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     }
     held_out(&config)?;
     if arguments.dry_run {
-        let (_, faults) = Run::begin(&cast, &config, &memory, None)?;
+        let (_, faults) = Run::begin(&cast, &config, &memory, folder.checkpoint.as_ref())?;
         remark(&faults, global);
         return Ok(write!(std::io::stdout(), "{}", toml::to_string(&config).context("the configuration")?)?);
     }
-    let folder = Folder::find(&config, arguments.resume.as_deref())?;
     let (mut run, faults) = Run::begin(&cast, &config, &memory, folder.checkpoint.as_ref())?;
     remark(&faults, global);
     folder.begin(&config)?;

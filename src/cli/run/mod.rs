@@ -1,21 +1,25 @@
 //! The folder of a run: its configuration, its metrics, its checkpoints.
 
+mod lock;
+
 use anyhow::{Context, Result, bail};
 use pellucid::format::save::{append_file, replace_file};
 use pellucid::rl::config::Config;
 use pellucid::train::{Checkpoint, Stats};
 use serde_json::{Map, Value, json};
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
 };
 
 const METRICS: &str = "metrics.jsonl";
 const SAMPLES: &str = "samples.jsonl";
 
-/// The folder, and the checkpoint it goes on from.
+/// The folder, this process's alone, and the checkpoint it goes on from.
 pub(crate) struct Folder {
     out: PathBuf,
+    /// None where there is no folder yet.
+    lock: Option<File>,
     pub(crate) checkpoint: Option<Checkpoint>,
 }
 
@@ -24,24 +28,38 @@ impl Folder {
     /// folder. Nothing is written yet.
     pub(crate) fn find(config: &Config, resume: Option<&str>) -> Result<Self> {
         let out = &config.run.out;
+        let lock = if out.exists() { Some(lock::lock(out)?) } else { None };
         let checkpoint = match resume {
             None => None,
             Some("latest") => Checkpoint::latest(out, |warning| eprintln!("{warning}"))?,
             Some(folder) => Some(Checkpoint::open(Path::new(folder))?),
         };
-        if resume.is_none() && out.join(METRICS).exists() {
+        let folder = Folder { out: out.clone(), lock, checkpoint };
+        if resume.is_none() {
+            folder.refuse_begun()?;
+        }
+        Ok(folder)
+    }
+
+    fn refuse_begun(&self) -> Result<()> {
+        if self.out.join(METRICS).exists() {
             bail!(
                 "{} holds a run already; go on with --resume latest, or give another run.out",
-                out.display()
+                self.out.display()
             );
         }
-        Ok(Folder { out: out.clone(), checkpoint })
+        Ok(())
     }
 
     /// Makes the folder, or drops what it says of steps that will be taken again.
-    pub(crate) fn begin(&self, config: &Config) -> Result<()> {
+    pub(crate) fn begin(&mut self, config: &Config) -> Result<()> {
         let out = &self.out;
         fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+        if self.lock.is_none() {
+            self.lock = Some(lock::lock(out)?);
+            // Another process may have come and gone since it was looked for.
+            self.refuse_begun()?;
+        }
         let text = toml::to_string(config).context("the configuration cannot be written")?;
         replace_file(&out.join("config.toml"), text.as_bytes())?;
         let step = self.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.state.global_step);
