@@ -63,3 +63,72 @@ fn two_processes_do_not_share_a_folder() {
     let said = refused(&mut train(&out, &["--resume", "latest"]));
     assert!(said.contains("another process"), "{said}");
 }
+
+fn head(out: &Path) -> Vec<String> {
+    let text = fs::read_to_string(out.join("config.toml")).unwrap();
+    text.lines().take_while(|line| line.starts_with('#')).map(str::to_owned).collect()
+}
+
+#[test]
+fn a_run_that_goes_on_is_the_run_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let [out, branch] = ["run", "branch"].map(|name| folder.path().join(name));
+    finished(&mut train(&out, &[]));
+    let resume = ["--resume", "latest"];
+    let on = |changes: &[&'static str]| -> Vec<&'static str> { [&resume[..], changes].concat() };
+
+    // What its numbers mean may not change, and the refusal says what it was, is and could be.
+    let before = fs::read(out.join("config.toml")).unwrap();
+    let said = refused(&mut train(&out, &on(&["seed=7", "optim.group_size=3", "run.steps=3"])));
+    for part in ["seed = 7 (0 before)", "optim.group_size = 3 (2 before)", "another run.out and --resume"] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert!(!said.contains("run.steps"), "{said}");
+    let said = refused(&mut train(&out, &on(&["captioner.lora.rank=4"])));
+    assert!(said.contains("rank = 4 (16 before)") && said.contains("captioner.adapter="), "{said}");
+    assert_eq!(fs::read(out.join("config.toml")).unwrap(), before);
+
+    // How it goes on may, and is written down.
+    let said = finished(&mut train(&out, &on(&["run.steps=3", "optim.lr=1e-4"])));
+    assert!(said.contains("optim.lr = 0.0001 (0.0009 before), run.steps = 3 (2 before)"), "{said}");
+    let said = finished(&mut train(&out, &on(&["run.steps=4", "optim.lr=1e-4"])));
+    assert!(said.contains("run.steps = 4 (3 before)") && !said.contains("optim.lr"), "{said}");
+    let history = [
+        "# after step 2: optim.lr = 0.0001 (0.0009 before)",
+        "# after step 2: run.steps = 3 (2 before)",
+        "# after step 3: run.steps = 4 (3 before)",
+    ];
+    assert_eq!(head(&out), history);
+
+    // In a folder of its own it may mean something else, but not be other weights. Killed at once, it goes on from there.
+    let from = out.join("checkpoint-3");
+    let from = from.to_str().unwrap();
+    let said = refused(&mut train(&branch, &["--resume", from, "captioner.lora.rank=4"]));
+    assert!(said.contains("rank = 4 (16 before)") && !branch.exists(), "{said}");
+    let begins = ["--resume", from, "seed=7", "run.steps=1000000", "run.save_every=1000000"];
+    let mut killed = train(&branch, &begins).stderr(Stdio::null()).spawn().unwrap();
+    while !branch.join("metrics.jsonl").exists() {
+        assert!(killed.try_wait().unwrap().is_none(), "the branch ended");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    finished(&mut train(&branch, &on(&["seed=7", "run.steps=4"])));
+    let lines = fs::read_to_string(branch.join("metrics.jsonl")).unwrap();
+    assert!(lines.starts_with("{\"step\":4,") && lines.lines().count() == 1, "{lines}");
+    assert_eq!(head(&branch)[0], format!("# after step 3: from {from}"));
+    // Nor do two runs come into one folder.
+    let said = refused(&mut train(&out, &["--resume", branch.join("checkpoint-4").to_str().unwrap()]));
+    assert!(said.contains("holds a run already"), "{said}");
+
+    // Where nothing is whole nothing is thrown away.
+    let checkpoints = || {
+        let entries = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().path());
+        entries.filter(|path| path.join("trainer_state.json").exists()).collect::<Vec<_>>()
+    };
+    let kept = checkpoints();
+    kept.iter().for_each(|path| fs::write(path.join("optimizer.safetensors"), "broken").unwrap());
+    let said = refused(&mut train(&out, &resume));
+    assert!(said.contains(&format!("none of its {} checkpoints is whole", kept.len())), "{said}");
+    assert_eq!(checkpoints(), kept);
+}

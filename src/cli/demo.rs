@@ -96,7 +96,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     changes.extend(arguments.changes.iter().cloned());
     let mut config = Config::parse(if arguments.prco { PRCO } else { RECIPE }, &changes)?;
     config.run.save_every = config.run.steps;
-    let mut folder = Folder::find(&config, None)?;
+    let mut folder = Folder::find(&config, None, global)?;
     let backend = global.device.open(global.threads)?;
     let cast = Cast::open(&config, &backend)?;
     let memory = cast.memory(&config, free_memory(&*backend)?)?;

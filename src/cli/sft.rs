@@ -53,7 +53,7 @@ struct Record {
 
 pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     let config = Config::read(&arguments.config, &global.changes(&arguments.changes))?;
-    let mut folder = Folder::find(&config, arguments.resume.as_deref())?;
+    let mut folder = Folder::find(&config, arguments.resume.as_deref(), global)?;
     let source = ModelFolder::find(&config.captioner.model)?;
     let model = Model::load(source.path(), global.device.open(global.threads)?, None)?;
     let options = ImageOptions {

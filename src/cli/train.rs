@@ -51,7 +51,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     let config = Config::read(&arguments.config, &global.changes(&arguments.changes))?;
-    let mut folder = Folder::find(&config, arguments.resume.as_deref())?;
+    let mut folder = Folder::find(&config, arguments.resume.as_deref(), global)?;
     let backend = global.device.open(global.threads)?;
     let cast = Cast::open(&config, &backend)?;
     let memory = cast.memory(&config, free_memory(&*backend)?)?;

@@ -76,6 +76,16 @@ impl Checkpoint {
         &self.folder
     }
 
+    /// Copies it into the folder of another run.
+    pub fn copy_into(&self, run: &Path) -> Result<PathBuf> {
+        let copy = run.join(format!("{PREFIX}{}", self.state.global_step));
+        let names = || self.state.files.keys().map(String::as_str).chain([TRAINER_STATE]);
+        replace_folder(&copy, |fresh| {
+            names().try_for_each(|name| write_file(&fresh.join(name), &read(&self.folder.join(name))?))
+        })?;
+        Ok(copy)
+    }
+
     /// The adapter in it.
     pub fn lora(&self, model: &Model) -> Result<Lora> {
         Lora::of(&model.config, &AdapterFile::open(&self.folder)?)

@@ -1,7 +1,9 @@
 //! The folder of a run: its configuration, its metrics, its checkpoints.
 
+mod changes;
 mod lock;
 
+use super::Global;
 use anyhow::{Context, Result, bail};
 use pellucid::format::save::{append_file, replace_file};
 use pellucid::rl::config::Config;
@@ -12,6 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+const CONFIG: &str = "config.toml";
 const METRICS: &str = "metrics.jsonl";
 const SAMPLES: &str = "samples.jsonl";
 
@@ -21,24 +24,55 @@ pub(crate) struct Folder {
     /// None where there is no folder yet.
     lock: Option<File>,
     pub(crate) checkpoint: Option<Checkpoint>,
+    /// Whether that lies in another run's folder.
+    from_elsewhere: bool,
+    /// Where the run came from, and what changed on its way: comments that its configuration begins with.
+    history: String,
 }
 
 impl Folder {
     /// Finds where a run begins: at its beginning, or where its checkpoint left it, `resume` being `latest` or a checkpoint's
     /// folder. Nothing is written yet.
-    pub(crate) fn find(config: &Config, resume: Option<&str>) -> Result<Self> {
-        let out = &config.run.out;
-        let lock = if out.exists() { Some(lock::lock(out)?) } else { None };
+    pub(crate) fn find(config: &Config, resume: Option<&str>, global: &Global) -> Result<Self> {
+        let out = config.run.out.clone();
+        let lock = if out.exists() { Some(lock::lock(&out)?) } else { None };
         let checkpoint = match resume {
             None => None,
-            Some("latest") => Checkpoint::latest(out, |warning| eprintln!("{warning}"))?,
+            Some("latest") => latest(&out)?,
             Some(folder) => Some(Checkpoint::open(Path::new(folder))?),
         };
-        let folder = Folder { out: out.clone(), lock, checkpoint };
-        if resume.is_none() {
+        let mut folder = Folder { out, lock, checkpoint, from_elsewhere: false, history: String::new() };
+        let going_on = folder.compare(config)?;
+        if resume.is_none() || folder.from_elsewhere {
             folder.refuse_begun()?;
         }
+        match (going_on, resume) {
+            (Some(going_on), _) if !global.quiet => eprintln!("{going_on}"),
+            (None, Some(_)) if !global.quiet => eprintln!("no checkpoint yet: begins at the beginning"),
+            _ => {}
+        }
         Ok(folder)
+    }
+
+    /// Compares what a run is told with what it was told that left the checkpoint; says how it goes on.
+    fn compare(&mut self, config: &Config) -> Result<Option<String>> {
+        let Some(checkpoint) = &self.checkpoint else { return Ok(None) };
+        let (folder, step) = (checkpoint.folder(), checkpoint.state.global_step);
+        let whole = |path: &Path| path.canonicalize().unwrap_or(path.to_owned());
+        let run = whole(&folder.join(".."));
+        self.from_elsewhere = run != whole(&self.out);
+        let stated = run.join(CONFIG);
+        let changes = changes::accept(&stated, config, folder, self.from_elsewhere)?;
+        let after = |what: &str| format!("# after step {step}: {what}\n");
+        self.history = if self.from_elsewhere {
+            after(&format!("from {}", folder.display()))
+        } else {
+            let text = fs::read_to_string(&stated).unwrap_or_default();
+            let before = text.split_inclusive('\n').take_while(|line| line.starts_with('#'));
+            before.map(str::to_owned).chain(changes.iter().map(|change| after(change))).collect()
+        };
+        let with = if changes.is_empty() { "" } else { " with " };
+        Ok(Some(format!("goes on from {}{with}{}", folder.display(), changes.join(", "))))
     }
 
     fn refuse_begun(&self) -> Result<()> {
@@ -60,8 +94,12 @@ impl Folder {
             // Another process may have come and gone since it was looked for.
             self.refuse_begun()?;
         }
+        if let (Some(checkpoint), true) = (&self.checkpoint, self.from_elsewhere) {
+            // Killed before it leaves one of its own, it goes on from there all the same.
+            checkpoint.copy_into(out)?;
+        }
         let text = toml::to_string(config).context("the configuration cannot be written")?;
-        replace_file(&out.join("config.toml"), text.as_bytes())?;
+        replace_file(&out.join(CONFIG), (self.history.clone() + &text).as_bytes())?;
         let step = self.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.state.global_step);
         // What lies beyond belongs to steps that will be taken again.
         if self.checkpoint.is_some() {
@@ -100,6 +138,22 @@ impl Folder {
         let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
         Ok(append_file(&path, text.as_bytes())?)
     }
+}
+
+/// The newest checkpoint that is whole. If there are some and none is, nothing is begun anew: who knows what broke them.
+fn latest(out: &Path) -> Result<Option<Checkpoint>> {
+    let mut damaged = 0;
+    let found = Checkpoint::latest(out, |warning| {
+        eprintln!("{warning}");
+        damaged += 1;
+    })?;
+    if found.is_none() && damaged > 0 {
+        bail!(
+            "{}: none of its {damaged} checkpoints is whole; mend one, or move them away and begin anew",
+            out.display()
+        );
+    }
+    Ok(found)
 }
 
 /// Removes the checkpoints and evaluations of later steps.
