@@ -168,6 +168,40 @@ fn a_run_that_goes_on_takes_the_steps_it_would_have_taken() {
 }
 
 #[test]
+fn a_reasoner_that_learns_is_saved_and_lost_with_its_captioner() {
+    let folder = tempfile::tempdir().unwrap();
+    let learning = ["reasoner.temperature=1.0", "reasoner.learn={lr=1e-3,lora={rank=4,alpha=8}}"];
+    let config = config(folder.path(), &learning);
+    let cast = Cast::open(&config, &backend()).unwrap();
+    let memory = cast.memory(&config, FREE).unwrap();
+    let (mut run, _) = Run::begin(&cast, &config, &memory, None).unwrap();
+    let saved = [0; 2].map(|_| {
+        run.step().unwrap();
+        run.save().unwrap()
+    });
+    let weights = |checkpoint: &Path| checkpoint.join("reasoner/adapter_model.safetensors");
+    let mut bytes = std::fs::read(weights(&saved[1])).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(weights(&saved[1]), bytes).unwrap();
+    let found = Checkpoint::latest(folder.path(), |_| {}).unwrap().unwrap();
+    assert_eq!(found.folder(), saved[0]);
+    Run::begin(&cast, &config, &memory, Some(&found)).unwrap();
+    // Copies are whole, and what was saved last is all that is left where one is kept.
+    let other = folder.path().join("other");
+    assert!(weights(&found.copy_into(&other).unwrap()).exists());
+    Checkpoint::latest(&other, |damage| panic!("{damage}")).unwrap().unwrap();
+    let one = Config {
+        run: pellucid::rl::config::Run { keep: 1, out: other.clone(), ..config.run.clone() },
+        ..config
+    };
+    let (mut run, _) = Run::begin(&cast, &one, &memory, Some(&found)).unwrap();
+    run.step().unwrap();
+    let last = run.save().unwrap();
+    assert!(weights(&last).exists());
+    assert_eq!(std::fs::read_dir(&other).unwrap().count(), 1);
+}
+
+#[test]
 fn the_sampler_and_the_trainer_agree_to_the_bit_and_captions_of_an_older_adapter_are_said_to_be() {
     let folder = tempfile::tempdir().unwrap();
     let run = |changes: &[&str]| {

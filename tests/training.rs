@@ -426,7 +426,7 @@ fn a_run_that_is_interrupted_goes_on_bit_for_bit() {
     let mut trainer = start();
     for step in 1..=3 {
         trainer.step(&samples).unwrap();
-        save(&trainer, folder.path(), step, 2, &serde_json::json!({"cursor": step})).unwrap();
+        save(&trainer, &[], folder.path(), step, 2, &serde_json::json!({"cursor": step})).unwrap();
     }
     drop(trainer);
     let names = |folder: &Path| {
@@ -475,7 +475,7 @@ fn checkpoints_are_read_by_peft() {
                 trainer.supervise(&school.samples).unwrap();
             }
             let home = tempfile::tempdir().unwrap();
-            let folder = save(&trainer, home.path(), 3, 1, &serde_json::Value::Null).unwrap();
+            let folder = save(&trainer, &[], home.path(), 3, 1, &serde_json::Value::Null).unwrap();
             let python = std::env::var_os("PYTHON").unwrap_or("python3".into());
             let script = school.folder.join("../../trained.py");
             let run = std::process::Command::new(python).arg(script).arg(name).arg(&folder).output().unwrap();

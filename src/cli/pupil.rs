@@ -89,7 +89,7 @@ impl Pupil {
     /// Leaves a checkpoint.
     pub(crate) fn save(&self, run: &Run, step: u64, state: &Value) -> Result<()> {
         match self {
-            Pupil::Adapter(trainer, _) => save(trainer, &run.out, step, run.keep, state)?,
+            Pupil::Adapter(trainer, _) => save(trainer, &[], &run.out, step, run.keep, state)?,
             Pupil::Whole(trainer, _, source) => save_full(trainer, source, &run.out, step, run.keep, state)?,
         };
         Ok(())

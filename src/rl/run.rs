@@ -294,16 +294,13 @@ impl<'m> Run<'m> {
         Ok(played?.groups)
     }
 
-    /// Writes a checkpoint into the run's folder and returns its own. That of a reasoner that learns comes first: whoever
-    /// finds the captioner's finds both.
+    /// Writes a checkpoint into the run's folder and returns its own. That of a reasoner that learns is in it.
     pub fn save(&self) -> Result<PathBuf> {
         let Config { run, .. } = &self.config;
         let state = serde_json::to_value(&self.state)
             .map_err(|cause| Error::internal("checkpoint", format!("the run's state is no JSON: {cause}")))?;
-        if let Some(pupil) = &self.pupil {
-            save(&pupil.trainer, &run.out.join(REASONER), self.state.step, run.keep, &state)?;
-        }
-        save(&self.trainer, &run.out, self.state.step, run.keep, &state)
+        let others: Vec<_> = self.pupil.iter().map(|pupil| (REASONER, &pupil.trainer)).collect();
+        save(&self.trainer, &others, &run.out, self.state.step, run.keep, &state)
     }
 
     /// What has to be remembered.
@@ -317,7 +314,7 @@ impl<'m> Run<'m> {
     }
 }
 
-/// Where a run keeps the checkpoints of a reasoner that learns.
+/// Where a checkpoint has that of a reasoner that learns.
 const REASONER: &str = "reasoner";
 
 impl Pupil {
@@ -340,12 +337,7 @@ impl Pupil {
                 let spec = learn.lora.spec(&player.name)?;
                 Trainer::new(model.clone(), Lora::fresh(&model.config, spec, config.seed)?, settings)?
             }
-            // It lies beside the captioner's, whichever run goes on from there.
-            (Some(captioner), _) => {
-                let run = captioner.folder().parent().unwrap_or(Path::new(""));
-                let folder = run.join(REASONER).join(format!("checkpoint-{}", captioner.state.global_step));
-                Checkpoint::open(&folder)?.trainer(model.clone(), settings)?
-            }
+            (Some(captioner), _) => captioner.beside(REASONER)?.trainer(model.clone(), settings)?,
         };
         stage.record = true;
         stage.publish_reasoner(trainer.adapter());

@@ -1,7 +1,8 @@
 //! What a run leaves behind so that it can go on as if nothing had happened.
 //!
 //! `checkpoint-<step>/` is a PEFT adapter, or a whole model, with the optimiser's averages and `trainer_state.json` beside
-//! it. The state holds a hash of every other file and is looked at first: a folder is whole or it is passed over.
+//! it. The state holds a hash of every other file and is looked at first: a folder is whole or it is passed over. What is
+//! trained together is saved together: another trainer's checkpoint is a folder in it, and comes, goes and breaks with it.
 
 use super::full::FullTrainer;
 use super::lora::Lora;
@@ -71,6 +72,11 @@ impl Checkpoint {
         Ok(None)
     }
 
+    /// The checkpoint in it of another trainer, by its name.
+    pub fn beside(&self, name: &str) -> Result<Self> {
+        Checkpoint::open(&self.folder.join(name))
+    }
+
     /// Its folder.
     pub fn folder(&self) -> &Path {
         &self.folder
@@ -81,7 +87,11 @@ impl Checkpoint {
         let copy = run.join(format!("{PREFIX}{}", self.state.global_step));
         let names = || self.state.files.keys().map(String::as_str).chain([TRAINER_STATE]);
         replace_folder(&copy, |fresh| {
-            names().try_for_each(|name| write_file(&fresh.join(name), &read(&self.folder.join(name))?))
+            names().try_for_each(|name| {
+                let path = fresh.join(name);
+                make(path.parent().unwrap_or(fresh))?;
+                write_file(&path, &read(&self.folder.join(name))?)
+            })
         })?;
         Ok(copy)
     }
@@ -121,16 +131,26 @@ impl Checkpoint {
     }
 }
 
-/// Writes `checkpoint-<step>` into the folder of a run, then removes the oldest beyond `keep`.
+/// Writes `checkpoint-<step>` into the folder of a run, then removes the oldest beyond `keep`. `others` are trainers at work
+/// beside this one, each with the name of its folder in it.
 pub fn save(
     trainer: &Trainer,
+    others: &[(&str, &Trainer)],
     run: &Path,
     step: u64,
     keep: usize,
     more: &serde_json::Value,
 ) -> Result<PathBuf> {
-    let lora = trainer.lora()?;
-    write(run, step, keep, more, trainer.counts(), trainer.averages()?, |fresh| lora.write_files(fresh))
+    let fill = |folder: &Path, trainer: &Trainer| {
+        trainer.lora()?.write_files(folder)?;
+        seal(folder, step, more, trainer.counts(), trainer.averages()?)
+    };
+    replace(run, step, keep, |fresh| {
+        for (name, other) in others {
+            replace_folder(&fresh.join(name), |folder| fill(folder, other))?;
+        }
+        fill(fresh, trainer)
+    })
 }
 
 /// As [`save`], of a whole model in f32; `source` is the folder it was loaded from.
@@ -142,40 +162,53 @@ pub fn save_full(
     keep: usize,
     more: &serde_json::Value,
 ) -> Result<PathBuf> {
-    let weights = |fresh: &Path| trainer.write_files(fresh, source);
-    write(run, step, keep, more, trainer.counts(), trainer.averages()?, weights)
+    replace(run, step, keep, |fresh| {
+        trainer.write_files(fresh, source)?;
+        seal(fresh, step, more, trainer.counts(), trainer.averages()?)
+    })
 }
 
-fn write(
-    run: &Path,
-    step: u64,
-    keep: usize,
-    more: &serde_json::Value,
-    optimizer: OptimiserState,
-    averages: Vec<(String, Tensor)>,
-    weights: impl FnOnce(&Path) -> Result<()>,
-) -> Result<PathBuf> {
+/// Puts a checkpoint into place and removes the oldest of those before it.
+fn replace(run: &Path, step: u64, keep: usize, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     let folder = run.join(format!("{PREFIX}{step}"));
     cut_short(run)?.iter().try_for_each(|folder| remove(folder))?;
-    replace_folder(&folder, |fresh| {
-        weights(fresh)?;
-        let averages = averages.iter().map(|(name, tensor)| (name.clone(), tensor)).collect();
-        write_tensors(&fresh.join(AVERAGES), averages)?;
-        let mut files = BTreeMap::new();
-        for path in entries(fresh)? {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            files.insert(name, blake3::hash(&read(&path)?).to_hex().to_string());
-        }
-        let state = State { global_step: step, optimizer, run: more.clone(), files };
-        let text = serde_json::to_vec_pretty(&state)
-            .map_err(|cause| Error::internal("checkpoint", format!("the state is no JSON: {cause}")))?;
-        write_file(&fresh.join(TRAINER_STATE), &text)
-    })?;
-    let saved = all(run)?;
+    replace_folder(&folder, fill)?;
+    let saved: Vec<(u64, PathBuf)> = all(run)?.into_iter().filter(|(other, _)| *other <= step).collect();
     for (_, old) in saved.iter().take(saved.len().saturating_sub(keep.max(1))) {
         remove(old)?;
     }
     Ok(folder)
+}
+
+/// Adds to the weights in a folder what it takes to go on with them, last of all the state.
+fn seal(
+    folder: &Path,
+    step: u64,
+    more: &serde_json::Value,
+    optimizer: OptimiserState,
+    averages: Vec<(String, Tensor)>,
+) -> Result<()> {
+    let averages = averages.iter().map(|(name, tensor)| (name.clone(), tensor)).collect();
+    write_tensors(&folder.join(AVERAGES), averages)?;
+    let mut files = BTreeMap::new();
+    hash(folder, "", &mut files)?;
+    let state = State { global_step: step, optimizer, run: more.clone(), files };
+    let text = serde_json::to_vec_pretty(&state)
+        .map_err(|cause| Error::internal("checkpoint", format!("the state is no JSON: {cause}")))?;
+    write_file(&folder.join(TRAINER_STATE), &text)
+}
+
+/// Hashes of files in a folder and in those below it, by their paths from the top.
+fn hash(folder: &Path, above: &str, files: &mut BTreeMap<String, String>) -> Result<()> {
+    for path in entries(folder)? {
+        let name = format!("{above}{}", path.file_name().unwrap_or_default().to_string_lossy());
+        if path.is_dir() {
+            hash(&path, &format!("{name}/"), files)?;
+        } else {
+            files.insert(name, blake3::hash(&read(&path)?).to_hex().to_string());
+        }
+    }
+    Ok(())
 }
 
 /// What is left of saves that were cut short, by what [`replace_folder`] calls its folders.
@@ -188,6 +221,10 @@ fn cut_short(run: &Path) -> Result<Vec<PathBuf>> {
         name.starts_with(PREFIX) && (name.contains(".new-") || name.contains(".old-"))
     };
     Ok(entries(run)?.into_iter().filter(is_left).collect())
+}
+
+fn make(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).map_err(|cause| Error::file_because(folder, "cannot be made", cause))
 }
 
 fn remove(folder: &Path) -> Result<()> {

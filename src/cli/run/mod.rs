@@ -104,7 +104,6 @@ impl Folder {
         // What lies beyond belongs to steps that will be taken again.
         if self.checkpoint.is_some() {
             drop_later(out, step)?;
-            drop_later(&out.join("reasoner"), step)?;
         }
         forget(&out.join(METRICS), step)?;
         forget(&out.join(SAMPLES), step)?;
