@@ -132,3 +132,26 @@ fn a_run_that_goes_on_is_the_run_it_was() {
     assert!(said.contains(&format!("none of its {} checkpoints is whole", kept.len())), "{said}");
     assert_eq!(checkpoints(), kept);
 }
+
+#[test]
+fn an_evaluation_that_a_kill_cut_off_is_made_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let measured = ["run.eval_every=1", "--quiet"];
+    finished(&mut train(&out, &measured));
+    // As a kill would leave it, between the checkpoint and what comes after.
+    let [first, last] = [1, 2].map(|step| out.join(format!("eval-{step}-greedy.json")));
+    let (kept, cut_off) = (fs::metadata(&first).unwrap().modified().unwrap(), fs::read(&last).unwrap());
+    let written = || fs::metadata(&last).unwrap().modified().unwrap();
+    for name in ["eval-2-greedy.json", "report.html"] {
+        fs::remove_file(out.join(name)).unwrap();
+    }
+    let on = [&["--resume", "latest"], &measured[..]].concat();
+    finished(&mut train(&out, &on));
+    assert!(fs::read(&last).unwrap() == cut_off && out.join("report.html").exists());
+    // What is there is not made again, and no step is taken twice.
+    let made_up = written();
+    finished(&mut train(&out, &on));
+    assert_eq!((written(), fs::metadata(&first).unwrap().modified().unwrap()), (made_up, kept));
+    assert_eq!(fs::read_to_string(out.join("metrics.jsonl")).unwrap().lines().count(), 2);
+}

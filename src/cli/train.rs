@@ -7,7 +7,8 @@ use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pellucid::rl::alarms::of_training;
 use pellucid::rl::cast::Cast;
-use pellucid::rl::config::Config;
+use pellucid::rl::config::{Config, Run as RunConfig};
+use pellucid::rl::evaluation::{Conditions, Mode};
 use pellucid::rl::metrics::{metrics, samples};
 use pellucid::rl::report::write;
 use pellucid::rl::run::{Run, Step};
@@ -91,7 +92,8 @@ pub(super) fn steps(run: &mut Run<'_>, folder: &Folder, global: &Global) -> Resu
     let mut events = EventWriter::create(&config.run.out, run.state().step)?;
     let mut lines = folder.metrics()?;
     let mut raised = BTreeSet::new();
-    if run.state().step == 0 {
+    // At the beginning, and where the run was killed before its last evaluation was written.
+    if run.state().step == 0 || (is_due(&config, run.state().step) && !is_measured(run)) {
         measure(run, &held_out)?;
     }
     while run.state().step < config.run.steps {
@@ -122,7 +124,7 @@ pub(super) fn steps(run: &mut Run<'_>, folder: &Folder, global: &Global) -> Resu
         if step.step.is_multiple_of(config.run.save_every) || last {
             run.save()?;
         }
-        if config.run.eval_every > 0 && (step.step.is_multiple_of(config.run.eval_every) || last) {
+        if is_due(&config, step.step) {
             measure(run, &held_out)?;
         }
     }
@@ -141,6 +143,20 @@ fn held_out(config: &Config) -> Result<Vec<Arc<Problem>>> {
         }
         _ => Ok(Vec::new()),
     }
+}
+
+/// Whether an evaluation belongs to a step.
+fn is_due(config: &Config, step: u64) -> bool {
+    let RunConfig { eval_every, steps, .. } = config.run;
+    eval_every > 0 && (step.is_multiple_of(eval_every) || step == steps)
+}
+
+/// Whether the captioner as it is was measured.
+fn is_measured(run: &Run<'_>) -> bool {
+    let config = run.config();
+    let mode = if config.episode.measured_requests() > 0 { Mode::Clarification } else { Mode::SinglePass };
+    let conditions = Conditions { step: run.state().step, temperature: 0.0, seed: config.seed };
+    config.run.out.join(conditions.file_name(mode)).exists()
 }
 
 /// Measures the captioner as it is, by greedy captions.

@@ -101,6 +101,15 @@ pub enum Mode {
     Clarification,
 }
 
+impl Conditions {
+    /// The name of an evaluation under them.
+    pub fn file_name(&self, mode: Mode) -> String {
+        let alone = if mode == Mode::SinglePass { "-single-pass" } else { "" };
+        let greedy = if self.temperature == 0.0 { "-greedy" } else { "" };
+        format!("eval-{}{alone}{greedy}.json", self.step)
+    }
+}
+
 /// Problems, what happened to them, and the numbers over them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
@@ -144,9 +153,7 @@ impl Evaluation {
 
     /// Its name in a run's folder.
     pub fn file_name(&self) -> String {
-        let alone = if self.mode == Mode::SinglePass { "-single-pass" } else { "" };
-        let greedy = if self.conditions.temperature == 0.0 { "-greedy" } else { "" };
-        format!("eval-{}{alone}{greedy}.json", self.conditions.step)
+        self.conditions.file_name(self.mode)
     }
 
     /// Writes it into a folder, under its name.
