@@ -83,5 +83,7 @@ fn what_cannot_be_measured_is_said() {
     assert!(refusal(&["--adapter", "nowhere"]).contains("nowhere"));
     assert!(refusal(&["--mode", "twice"]).contains("single_pass or clarification"));
     assert!(refusal(&["--temperature=-1"]).contains("from 0 to 100"));
+    let dry = eval(&folder.path().join("out"), &["--dry-run", "episode.alpha=0.5"]);
+    assert!(dry.status.success() && String::from_utf8_lossy(&dry.stdout).contains("alpha = 0.5"));
     assert!(!folder.path().join("out").exists(), "nothing is written before it is known to work");
 }

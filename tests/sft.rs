@@ -304,7 +304,13 @@ fn what_cannot_be_learned_is_named() {
         assert!(named.iter().all(|name| stderr.contains(name)), "{stderr}");
     };
     refused("{\"prompt\": \"a\"}\n", &[], &["line 1", "completion"]);
+    refused("{\"prompt\": \"a\"}\n", &["--dry-run"], &["line 1", "completion"]);
     refused("\n", &[], &["no lines"]);
+    fs::write(folder.path().join("lines.jsonl"), "{\"prompt\": \"a\", \"completion\": \"b\"}\n")
+        .expect("there is room");
+    let (code, stdout, stderr) = pellucid(&["sft", "-c", &config, &out, "--dry-run"]);
+    assert!(code == Some(0) && stdout.contains("rank = 4"), "{stderr}");
+    assert!(!folder.path().join("out").exists());
     refused("{\"prompt\": \"a\", \"completion_token_ids\": []}\n", &[], &["line 1", "nothing to learn"]);
     refused("{\"prompt\": \"a\", \"completion\": \"b\"}\n", &["captioner.lora.rank=0"], &["rank 0"]);
     refused(

@@ -2,10 +2,10 @@
 
 use super::Global;
 use super::memory::free_memory;
+use super::settings::{Configured, text};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pellucid::rl::cast::Cast;
-use pellucid::rl::config::Config;
 use pellucid::rl::evaluation::{Comparison, Evaluation, Mode};
 use pellucid::rl::report;
 use pellucid::rl::run::Run;
@@ -14,26 +14,21 @@ use pellucid::task::verify::Policy;
 use serde::Serialize;
 use std::{
     fmt, fs,
-    io::IsTerminal,
+    io::{IsTerminal, Write},
     path::{Path, PathBuf},
 };
 
 /// Measure a captioner by what a reasoner answers from its captions
 ///
-/// Rates come with Wilson's 95 % intervals and per subject and difficulty; every item goes into eval-<step>.json, and
+/// The problems are those of data.eval. Rates come with Wilson's 95 % intervals and per subject and difficulty; every item goes into eval-<step>.json, and
 /// report.html beside it is written anew. With --against, problems that both evaluations hold are compared one by one.
 ///
 /// Example: pellucid eval -c run.toml --adapter runs/one/checkpoint-60 --mode clarification
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Arguments {
-    /// The run's configuration (TOML); data.eval says by what to measure
-    #[arg(short, long, value_name = "FILE")]
-    config: PathBuf,
-
-    /// Changes to it: key=value, with dotted keys
-    #[arg(value_name = "KEY=VALUE")]
-    changes: Vec<String>,
+    #[command(flatten)]
+    settings: Configured,
 
     /// Whether the reasoner may ask; if so, it is made to answer without, too
     #[arg(long, default_value = "single_pass", value_parser = parse_mode)]
@@ -72,13 +67,14 @@ fn parse_temperature(text: &str) -> Result<f32, String> {
 }
 
 pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
-    let mut config = Config::read(&arguments.config, &global.changes(&arguments.changes))?;
+    let settings = &arguments.settings;
+    let mut config = settings.read(global)?;
     let before = arguments.against.as_deref().map(Evaluation::open).transpose()?;
     let Some(data) = config.data.eval.clone() else {
-        bail!("{} does not say by what to measure; give data.eval=FILE", arguments.config.display());
+        bail!("{} does not say by what to measure; give data.eval=FILE", settings.config.display());
     };
     let out = arguments.out.clone().unwrap_or_else(|| config.run.out.clone());
-    let resolved = toml::to_string(&config).context("the configuration cannot be written")?;
+    let resolved = text(&config)?;
     config.captioner.adapter = arguments.adapter.clone().or(config.captioner.adapter);
     let step = config.captioner.adapter.as_deref().map_or(Ok(0), steps_taken)?;
     // Nothing is learned: no other data is read, and an update of one token is all there is to keep room for.
@@ -95,6 +91,9 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     let memory = cast.memory(&config, free_memory(&*backend)?)?;
     let (mut run, _) = Run::begin(&cast, &config, &memory, None)?;
 
+    if settings.dry_run {
+        return Ok(write!(std::io::stdout(), "{resolved}")?);
+    }
     let requests = match arguments.mode {
         Mode::SinglePass => 0,
         Mode::Clarification => config.episode.requests().max(1),

@@ -25,6 +25,7 @@ mod run;
 mod sampling;
 mod score;
 mod selftest;
+mod settings;
 mod sft;
 mod text;
 mod train;

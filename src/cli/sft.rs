@@ -4,6 +4,7 @@ use super::Global;
 use super::pupil::Pupil;
 use super::records::{Lines, PromptRecord};
 use super::run::{Folder, metrics};
+use super::settings::{Resumable, text};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pellucid::format::ModelFolder;
@@ -11,13 +12,12 @@ use pellucid::model::Model;
 use pellucid::prompt::message::{Content, Message};
 use pellucid::prompt::reader::{ImageOptions, ReadPrompt, Reader, Words};
 use pellucid::prompt::template::RenderOptions;
-use pellucid::rl::config::Config;
 use pellucid::task::data::{Cursor, Order};
 use serde::Deserialize;
 use serde_json::json;
 use std::{
     io::{IsTerminal, Write},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 /// Train an adapter, or a whole small model, on given completions, by cross-entropy over their tokens
@@ -30,17 +30,8 @@ use std::{
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Arguments {
-    /// The run's configuration (TOML)
-    #[arg(short, long, value_name = "FILE")]
-    config: PathBuf,
-
-    /// Changes to it: key=value, with dotted keys
-    #[arg(value_name = "KEY=VALUE")]
-    changes: Vec<String>,
-
-    /// Go on from a checkpoint: `latest`, or its folder
-    #[arg(long, value_name = "WHICH")]
-    resume: Option<String>,
+    #[command(flatten)]
+    settings: Resumable,
 }
 
 #[derive(Deserialize)]
@@ -52,8 +43,9 @@ struct Record {
 }
 
 pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
-    let config = Config::read(&arguments.config, &global.changes(&arguments.changes))?;
-    let mut folder = Folder::find(&config, arguments.resume.as_deref(), global)?;
+    let Resumable { configured, resume } = &arguments.settings;
+    let config = configured.read(global)?;
+    let mut folder = Folder::find(&config, resume.as_deref(), global)?;
     let source = ModelFolder::find(&config.captioner.model)?;
     let model = Model::load(source.path(), global.device.open(global.threads)?, None)?;
     let options = ImageOptions {
@@ -65,6 +57,9 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     let end = source.eos(&model.config)?.first().copied();
     let lessons = Lessons { reader: &reader, end, path: &config.data.train };
     let mut pupil = Pupil::begin(&config, model, source, &lessons, folder.checkpoint.as_ref())?;
+    if configured.dry_run {
+        return Ok(write!(std::io::stdout(), "{}", text(&config)?)?);
+    }
     folder.begin(&config)?;
     let (mut step, mut cursor) = match &folder.checkpoint {
         Some(checkpoint) => {

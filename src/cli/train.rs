@@ -3,7 +3,8 @@
 use super::Global;
 use super::memory::{free_memory, run_lines};
 use super::run::Folder;
-use anyhow::{Context, Result};
+use super::settings::{Resumable, text};
+use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pellucid::rl::alarms::of_training;
 use pellucid::rl::cast::Cast;
@@ -20,7 +21,6 @@ use serde_json::{Map, Value, json};
 use std::{
     collections::BTreeSet,
     io::{IsTerminal, Write},
-    path::PathBuf,
     sync::Arc,
 };
 
@@ -33,26 +33,14 @@ use std::{
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Arguments {
-    /// The run's configuration (TOML)
-    #[arg(short, long, value_name = "FILE")]
-    config: PathBuf,
-
-    /// Changes to it: key=value, with dotted keys
-    #[arg(value_name = "KEY=VALUE")]
-    changes: Vec<String>,
-
-    /// Go on from a checkpoint: `latest`, or its folder
-    #[arg(long, value_name = "WHICH")]
-    resume: Option<String>,
-
-    /// Open everything, say what would be run, and stop
-    #[arg(long)]
-    dry_run: bool,
+    #[command(flatten)]
+    settings: Resumable,
 }
 
 pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
-    let config = Config::read(&arguments.config, &global.changes(&arguments.changes))?;
-    let mut folder = Folder::find(&config, arguments.resume.as_deref(), global)?;
+    let Resumable { configured, resume } = &arguments.settings;
+    let config = configured.read(global)?;
+    let mut folder = Folder::find(&config, resume.as_deref(), global)?;
     let backend = global.device.open(global.threads)?;
     let cast = Cast::open(&config, &backend)?;
     let memory = cast.memory(&config, free_memory(&*backend)?)?;
@@ -60,10 +48,10 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
         eprintln!("{}", run_lines(&memory).join("\n"));
     }
     held_out(&config)?;
-    if arguments.dry_run {
+    if configured.dry_run {
         let (_, faults) = Run::begin(&cast, &config, &memory, folder.checkpoint.as_ref())?;
         remark(&faults, global);
-        return Ok(write!(std::io::stdout(), "{}", toml::to_string(&config).context("the configuration")?)?);
+        return Ok(write!(std::io::stdout(), "{}", text(&config)?)?);
     }
     let (mut run, faults) = Run::begin(&cast, &config, &memory, folder.checkpoint.as_ref())?;
     remark(&faults, global);

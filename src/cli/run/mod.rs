@@ -4,6 +4,7 @@ mod changes;
 mod lock;
 
 use super::Global;
+use super::settings::text;
 use anyhow::{Context, Result, bail};
 use pellucid::format::save::{append_file, replace_file};
 use pellucid::rl::config::Config;
@@ -98,8 +99,8 @@ impl Folder {
             // Killed before it leaves one of its own, it goes on from there all the same.
             checkpoint.copy_into(out)?;
         }
-        let text = toml::to_string(config).context("the configuration cannot be written")?;
-        replace_file(&out.join(CONFIG), (self.history.clone() + &text).as_bytes())?;
+        let text = self.history.clone() + &text(config)?;
+        replace_file(&out.join(CONFIG), text.as_bytes())?;
         let step = self.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.state.global_step);
         // What lies beyond belongs to steps that will be taken again.
         if self.checkpoint.is_some() {
