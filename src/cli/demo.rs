@@ -12,16 +12,16 @@ use pellucid::rl::config::Config;
 use pellucid::rl::evaluate::Roles;
 use pellucid::rl::evaluation::{Evaluation, Item, Rate};
 use pellucid::rl::run::Run;
-use pellucid::rl::source::Source;
+use pellucid::rl::source::{Source, WORLD};
 use pellucid::task::data::Problem;
 use pellucid::task::verify::Policy;
-use pellucid::task::world::{Example, HELD_OUT, Picture, SIDE, facts};
+use pellucid::task::world::{Example, HELD_OUT, Picture, SIDE, Scene, facts};
 use serde_json::{Value, json};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fmt::Write as _,
     io::{IsTerminal, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
 };
@@ -78,14 +78,36 @@ impl Measured {
 /// The share of false ones among the facts that captions state.
 fn false_facts(problems: &[Arc<Problem>], evaluation: &Evaluation) -> f64 {
     let (mut stated, mut wrong) = (0usize, 0usize);
-    for (problem, item) in problems.iter().zip(&evaluation.items) {
-        let scene = Example::new(HELD_OUT, problem.place.row).scene;
+    for (problem, item, _) in paired(problems, evaluation, evaluation) {
+        let Some(scene) = scene(problem) else { continue };
         for fact in facts(&item.caption) {
             stated += 1;
             wrong += usize::from(scene.fact(fact.name, fact.value.attribute()) != Some(fact));
         }
     }
     wrong as f64 / stated.max(1) as f64
+}
+
+/// Problems with what came of them before and after; those are left out of which either is not known.
+fn paired<'a>(
+    problems: &'a [Arc<Problem>],
+    before: &'a Evaluation,
+    after: &'a Evaluation,
+) -> Vec<(&'a Problem, &'a Item, &'a Item)> {
+    let by_id = |evaluation: &'a Evaluation| -> HashMap<&'a str, &'a Item> {
+        evaluation.items.iter().map(|item| (item.id.as_str(), item)).collect()
+    };
+    let (before, after) = (by_id(before), by_id(after));
+    let pair = |problem: &'a Arc<Problem>| {
+        let id = problem.id.as_str();
+        Some((&**problem, *before.get(id)?, *after.get(id)?))
+    };
+    problems.iter().filter_map(pair).collect()
+}
+
+/// What there is to see in a problem of the world.
+fn scene(problem: &Problem) -> Option<Scene> {
+    (problem.place.file == Path::new(WORLD)).then(|| Example::new(HELD_OUT, problem.place.row).scene)
 }
 
 pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
@@ -136,8 +158,8 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     }
     let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let mut text = String::new();
-    for at in telling(&before.greedy, &after.greedy) {
-        text.push_str(&example(&problems[at], &before.greedy.items[at], &after.greedy.items[at], colours));
+    for (problem, before, after) in telling(paired(&problems, &before.greedy, &after.greedy)) {
+        text.push_str(&example(problem, before, after, colours));
     }
     text.push_str(&table(&before, &after, problems.len()));
     for (name, evaluation) in &roles {
@@ -187,16 +209,14 @@ fn measure(run: &mut Run<'_>, problems: &[Arc<Problem>], when: &str, global: &Gl
 }
 
 /// Three problems that tell what was learned: of as many kinds as there are, asked about before and answered after.
-fn telling(before: &Evaluation, after: &Evaluation) -> Vec<usize> {
+fn telling<'a>(pairs: Vec<(&'a Problem, &'a Item, &'a Item)>) -> Vec<(&'a Problem, &'a Item, &'a Item)> {
     // Where nobody could ask, the answer from the caption alone counts.
     let right = |item: &Item| item.first_pass_right().or(item.single_right()) == Some(true);
-    let learned = |at: &usize| !right(&before.items[*at]) && right(&after.items[*at]);
-    let mut chosen: Vec<usize> = Vec::new();
-    let count = before.items.len().min(after.items.len());
-    for at in (0..count).filter(learned) {
-        let new = |other: &usize| before.items[*other].subject != before.items[at].subject;
-        if chosen.len() < 3 && chosen.iter().all(new) {
-            chosen.push(at);
+    let mut chosen: Vec<(&Problem, &Item, &Item)> = Vec::new();
+    for (problem, before, after) in pairs {
+        let new = chosen.iter().all(|(other, ..)| other.subject != problem.subject);
+        if chosen.len() < 3 && new && !right(before) && right(after) {
+            chosen.push((problem, before, after));
         }
     }
     chosen
@@ -220,10 +240,8 @@ fn example(problem: &Problem, before: &Item, after: &Item, colours: bool) -> Str
             words.push(format!("  answer: {said}, {verdict}"));
         }
     }
-    if !colours {
-        return words.join("\n") + "\n\n";
-    }
-    let picture = Picture::draw(&Example::new(HELD_OUT, problem.place.row).scene);
+    let Some(scene) = scene(problem).filter(|_| colours) else { return words.join("\n") + "\n\n" };
+    let picture = Picture::draw(&scene);
     let drawn = lines(SIDE, |x, y| picture.at(x, y));
     let blank = " ".repeat(SIDE / 2);
     let mut text = String::new();
@@ -268,6 +286,42 @@ fn fresh_folder() -> PathBuf {
 }
 
 /// A path as TOML has texts.
-fn toml_text(path: &std::path::Path) -> String {
+fn toml_text(path: &Path) -> String {
     toml::Value::String(path.to_string_lossy().into_owned()).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pellucid::rl::evaluation::Conditions;
+    use pellucid::task::world::full_caption;
+
+    /// A server that reasons may lose some problems before and others after.
+    #[test]
+    fn what_came_of_a_problem_is_found_by_its_name() {
+        let examples: Vec<Example> = (0..4).map(|index| Example::new(HELD_OUT, index)).collect();
+        let problems: Vec<Arc<Problem>> =
+            examples.iter().map(|example| Arc::new(example.problem().expect("is one"))).collect();
+        let evaluation = |kept: &[usize]| {
+            let item = |at: &usize| Item {
+                id: problems[*at].id.clone(),
+                subject: None,
+                difficulty: None,
+                question: String::new(),
+                gold: String::new(),
+                caption: full_caption(&examples[*at].scene, &mut examples[*at].chance()),
+                caption_tokens: 1,
+                caption_truncated: false,
+                single: None,
+                clarified: None,
+            };
+            let conditions = Conditions { step: 0, temperature: 0.0, seed: 0 };
+            Evaluation::of(conditions, kept.iter().map(item).collect())
+        };
+        let (before, after) = (evaluation(&[1, 2, 3]), evaluation(&[0, 2, 3]));
+        assert_eq!(false_facts(&problems, &before), 0.0);
+        let pairs = paired(&problems, &before, &after);
+        let ids: Vec<[&str; 3]> = pairs.iter().map(|(p, b, a)| [&*p.id, &*b.id, &*a.id]).collect();
+        assert_eq!(ids, [2, 3].map(|at| [&*problems[at].id; 3]));
+    }
 }
