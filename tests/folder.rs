@@ -2,6 +2,9 @@
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+use pellucid::prompt::message::ImageReference;
+use pellucid::task::world::Example;
+use serde_json::{Value, json};
 use std::{
     fs::{self, File},
     path::Path,
@@ -154,4 +157,56 @@ fn an_evaluation_that_a_kill_cut_off_is_made_up() {
     finished(&mut train(&out, &on));
     assert_eq!((written(), fs::metadata(&first).unwrap().modified().unwrap()), (made_up, kept));
     assert_eq!(fs::read_to_string(out.join("metrics.jsonl")).unwrap().lines().count(), 2);
+}
+
+/// Problems of the world in a file, and between them rows that are none.
+fn with_faults(path: &Path, faults: usize) {
+    let problem = |index: u64| {
+        let problem = Example::new(3, index).problem().unwrap();
+        let ImageReference::Bytes(picture) = &problem.images[0] else { panic!("{problem:?}") };
+        let file = path.with_file_name(format!("{index}.png"));
+        fs::write(&file, picture).unwrap();
+        json!({"id": format!("p{index}"), "image": file, "question": problem.question, "answer": problem.answer})
+    };
+    let mut rows: Vec<String> = (0..3).map(|index| problem(index).to_string()).collect();
+    rows.push("{".into());
+    rows.extend(
+        (1..faults).map(|number| json!({"id": format!("f{number}"), "question": "why ?"}).to_string()),
+    );
+    fs::write(path, rows.join("\n")).unwrap();
+}
+
+#[test]
+fn rows_that_are_left_out_are_all_on_record() {
+    let folder = tempfile::tempdir().unwrap();
+    let [out, data, held_out] = ["run", "data.jsonl", "held_out.jsonl"].map(|name| folder.path().join(name));
+    with_faults(&data, 7);
+    with_faults(&held_out, 2);
+    let change = |key: &str, path: &Path| format!("{key}={:?}", path.display().to_string());
+    let (trained, measured) = (change("data.train", &data), change("data.eval", &held_out));
+    let said = finished(&mut train(&out, &[&trained, &measured, "run.eval_every=2"]));
+    assert!(said.contains("7 rows of data.train") && said.contains("and 2 more; all are in"), "{said}");
+    assert!(said.contains("2 rows of data.eval"), "{said}");
+    let lines = |key: &str| -> Vec<Value> {
+        let text = fs::read_to_string(out.join("faults.jsonl")).unwrap();
+        let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        lines.filter(|line| line["data"] == key).collect()
+    };
+    let known = lines("data.train");
+    assert_eq!(known.len(), 7);
+    assert_eq!((&known[0]["line"], &known[0]["id"]), (&json!(4), &Value::Null));
+    assert_eq!(
+        (&known[1]["line"], &known[1]["id"], &known[1]["file"]),
+        (&json!(5), &json!("f1"), &json!(data))
+    );
+    assert!(known[1]["what"].as_str().unwrap().contains("picture"), "{known:?}");
+    assert_eq!(lines("data.eval").len(), 2);
+
+    // An evaluation of its own says what it leaves out, and takes back nothing that the run said.
+    with_faults(&held_out, 8);
+    let mut eval = Command::new(env!("CARGO_BIN_EXE_pellucid"));
+    eval.args(["eval", "-c", "assets/demo.toml", "--threads", "2", &measured, "--out"]).arg(&out);
+    let said = finished(&mut eval);
+    assert!(said.contains("8 rows of data.eval") && said.contains("and 3 more; all are in"), "{said}");
+    assert_eq!((lines("data.train"), lines("data.eval").len()), (known, 8));
 }

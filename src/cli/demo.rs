@@ -1,10 +1,9 @@
 //! `pellucid demo`: the built-in world end to end, on this machine, with nothing to download.
 
-use super::Global;
 use super::memory::{free_memory, run_lines};
 use super::picture::{lines, wrapped};
 use super::run::Folder;
-use super::train::steps;
+use super::{Global, train};
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pellucid::rl::cast::Cast;
@@ -133,7 +132,8 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
 
     let before = measure(&mut run, &problems, "before", global)?;
     let begun = Instant::now();
-    let last = steps(&mut run, &folder, global)?;
+    let (measured, _) = train::held_out(&config)?;
+    let last = train::steps(&mut run, &measured, &folder, global)?;
     let training = begun.elapsed();
     let after = measure(&mut run, &problems, "after", global)?;
     let roles = if arguments.prco { roles(&mut run, &problems)? } else { Vec::new() };

@@ -2,6 +2,7 @@
 
 use super::Global;
 use super::memory::free_memory;
+use super::run::faults;
 use super::settings::{Configured, text};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -83,9 +84,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     config.reasoner.learn = None;
     let (problems, faults) =
         Source::held_out(&data, &config.layout()?, &Policy::default(), config.data.eval_limit)?;
-    if !global.quiet {
-        super::train::remark(&faults, global);
-    }
+    faults::say("data.eval", &faults, Some(&*out).filter(|_| !settings.dry_run), global);
     let backend = global.device.open(global.threads)?;
     let cast = Cast::open(&config, &backend)?;
     let memory = cast.memory(&config, free_memory(&*backend)?)?;
@@ -113,6 +112,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     if !stated.exists() {
         fs::write(&stated, resolved).with_context(|| format!("cannot write {}", stated.display()))?;
     }
+    faults::keep("data.eval", &faults, &out)?;
     let file = evaluation.save(&out)?;
     let report = report::write(&out)?;
     let lost = problems.len() - evaluation.items.len();

@@ -2,7 +2,7 @@
 
 use super::Global;
 use super::memory::{free_memory, run_lines};
-use super::run::Folder;
+use super::run::{Folder, faults};
 use super::settings::{Resumable, text};
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -41,22 +41,26 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     let Resumable { configured, resume } = &arguments.settings;
     let config = configured.read(global)?;
     let mut folder = Folder::find(&config, resume.as_deref(), global)?;
+    let (held_out, unmeasured) = held_out(&config)?;
     let backend = global.device.open(global.threads)?;
     let cast = Cast::open(&config, &backend)?;
     let memory = cast.memory(&config, free_memory(&*backend)?)?;
     if !global.quiet {
         eprintln!("{}", run_lines(&memory).join("\n"));
     }
-    held_out(&config)?;
+    let (mut run, unread) = Run::begin(&cast, &config, &memory, folder.checkpoint.as_ref())?;
+    let out = Some(&*config.run.out).filter(|_| !configured.dry_run);
+    faults::say("data.train", &unread, out, global);
+    faults::say("data.eval", &unmeasured, out, global);
     if configured.dry_run {
-        let (_, faults) = Run::begin(&cast, &config, &memory, folder.checkpoint.as_ref())?;
-        remark(&faults, global);
         return Ok(write!(std::io::stdout(), "{}", text(&config)?)?);
     }
-    let (mut run, faults) = Run::begin(&cast, &config, &memory, folder.checkpoint.as_ref())?;
-    remark(&faults, global);
     folder.begin(&config)?;
-    let last = steps(&mut run, &folder, global)?;
+    faults::keep("data.train", &unread, &config.run.out)?;
+    if !held_out.is_empty() {
+        faults::keep("data.eval", &unmeasured, &config.run.out)?;
+    }
+    let last = steps(&mut run, &held_out, &folder, global)?;
     write(&config.run.out)?;
     let out = config.run.out.join(format!("checkpoint-{}", run.state().step));
     if global.json {
@@ -69,20 +73,24 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
 }
 
 /// Takes the steps that are left; returns the last one's metrics.
-pub(super) fn steps(run: &mut Run<'_>, folder: &Folder, global: &Global) -> Result<Option<Value>> {
+pub(super) fn steps(
+    run: &mut Run<'_>,
+    held_out: &[Arc<Problem>],
+    folder: &Folder,
+    global: &Global,
+) -> Result<Option<Value>> {
     let config = run.config().clone();
     let hidden = global.quiet || !std::io::stderr().is_terminal();
     let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
     let style = ProgressStyle::with_template("{bar:24} step {pos}/{len}  {msg}  {elapsed}, {eta} left")?;
     let bar = ProgressBar::with_draw_target(Some(config.run.steps), target).with_style(style);
     bar.set_position(run.state().step);
-    let held_out = held_out(&config)?;
     let mut events = EventWriter::create(&config.run.out, run.state().step)?;
     let mut lines = folder.metrics()?;
     let mut raised = BTreeSet::new();
     // At the beginning, and where the run was killed before its last evaluation was written.
     if run.state().step == 0 || (is_due(&config, run.state().step) && !is_measured(run)) {
-        measure(run, &held_out)?;
+        measure(run, held_out)?;
     }
     while run.state().step < config.run.steps {
         let step = run.step()?;
@@ -113,7 +121,7 @@ pub(super) fn steps(run: &mut Run<'_>, folder: &Folder, global: &Global) -> Resu
             run.save()?;
         }
         if is_due(&config, step.step) {
-            measure(run, &held_out)?;
+            measure(run, held_out)?;
         }
     }
     bar.finish_and_clear();
@@ -123,13 +131,13 @@ pub(super) fn steps(run: &mut Run<'_>, folder: &Folder, global: &Global) -> Resu
 /// Lines of metrics that are kept for alarms.
 const KEPT: usize = 128;
 
-/// What a run is measured by, if it is.
-fn held_out(config: &Config) -> Result<Vec<Arc<Problem>>> {
+/// What a run is measured by, if it is, and the rows that are left out of it.
+pub(super) fn held_out(config: &Config) -> Result<(Vec<Arc<Problem>>, Vec<Fault>)> {
     match (&config.data.eval, config.run.eval_every) {
         (Some(path), 1..) => {
-            Ok(Source::held_out(path, &config.layout()?, &Policy::default(), config.data.eval_limit)?.0)
+            Ok(Source::held_out(path, &config.layout()?, &Policy::default(), config.data.eval_limit)?)
         }
-        _ => Ok(Vec::new()),
+        _ => Ok(Default::default()),
     }
 }
 
@@ -170,17 +178,4 @@ fn summary(step: &Step, line: &Map<String, Value>) -> String {
         100.0 * step.update.as_secs_f64() / whole,
         whole
     )
-}
-
-/// Says which rows of the data are left out.
-pub(super) fn remark(faults: &[Fault], global: &Global) {
-    const SHOWN: usize = 5;
-    if global.quiet || faults.is_empty() {
-        return;
-    }
-    eprintln!("{} rows are left out:", faults.len());
-    faults.iter().take(SHOWN).for_each(|fault| eprintln!("  {fault}"));
-    if faults.len() > SHOWN {
-        eprintln!("  and {} more", faults.len() - SHOWN);
-    }
 }

@@ -1,6 +1,7 @@
 //! The folder of a run: its configuration, its metrics, its checkpoints.
 
 mod changes;
+pub(crate) mod faults;
 mod lock;
 
 use super::Global;

@@ -122,6 +122,8 @@ impl fmt::Display for Place {
 pub struct Fault {
     /// Where it stands.
     pub place: Place,
+    /// The name its problem would have had; none where it cannot be read at all.
+    pub id: Option<String>,
     /// What is wrong with it.
     pub what: String,
 }
@@ -142,9 +144,12 @@ impl Loaded {
         let mut known: HashMap<String, Place> = HashMap::new();
         let mut number = 0;
         rows::each(path, &mut |row| {
-            let (place, problem) = match row {
-                Ok(row) => (row.place.clone(), record::problem(&row, layout, policy, number)),
-                Err((place, what)) => (place, Err(what)),
+            let (place, id, problem) = match row {
+                Ok(row) => {
+                    let id = record::id(&row, layout, number);
+                    (row.place.clone(), Some(id.clone()), record::problem(&row, layout, policy, id))
+                }
+                Err((place, what)) => (place, None, Err(what)),
             };
             number += 1;
             let unique = problem.and_then(|problem| match known.get(&problem.id) {
@@ -156,7 +161,7 @@ impl Loaded {
                     known.insert(problem.id.clone(), place);
                     loaded.problems.push(problem);
                 }
-                Err(what) => loaded.faults.push(Fault { place, what }),
+                Err(what) => loaded.faults.push(Fault { place, id, what }),
             }
         })?;
         match (loaded.problems.is_empty(), loaded.faults.first()) {

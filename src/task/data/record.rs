@@ -19,8 +19,17 @@ pub(super) struct Row {
 
 type Read<T> = Result<T, String>;
 
-/// Reads a row; `number` is its id where it has none.
-pub(super) fn problem(row: &Row, layout: &Layout, policy: &Policy, number: usize) -> Read<Problem> {
+/// The name of a row's problem; `number` where the row has none.
+pub(super) fn id(row: &Row, layout: &Layout, number: usize) -> String {
+    let own = first(&row.cells, &layout.id).and_then(Cell::to_text).or_else(|| row.key.clone());
+    match own.unwrap_or_else(|| number.to_string()) {
+        id if layout.ids_per_file => format!("{}/{id}", row.place.stem()),
+        id => id,
+    }
+}
+
+/// Reads a row, whose problem is called `id`.
+pub(super) fn problem(row: &Row, layout: &Layout, policy: &Policy, id: String) -> Read<Problem> {
     let cells = &row.cells;
     if !matches!(cells, Cell::Record(_)) {
         return Err(format!("expected an object, got {}", cells.brief()));
@@ -38,11 +47,6 @@ pub(super) fn problem(row: &Row, layout: &Layout, policy: &Policy, number: usize
     // A row that asks nothing of its own asks the first of several.
     let own = first(cells, &layout.question).or(first(cells, &layout.answer));
     let asking = if own.is_some() { cells } else { several.first().unwrap_or(cells) };
-    let id = first(cells, &layout.id).and_then(Cell::to_text).or_else(|| row.key.clone());
-    let id = match id.unwrap_or_else(|| number.to_string()) {
-        id if layout.ids_per_file => format!("{}/{id}", row.place.stem()),
-        id => id,
-    };
     let alone = asked(asking, row, layout, policy, images.len())?;
     let question = |(number, cells): (usize, &Cell)| -> Read<Problem> {
         let asked = asked(cells, row, layout, policy, images.len());
