@@ -210,3 +210,32 @@ fn rows_that_are_left_out_are_all_on_record() {
     assert!(said.contains("8 rows of data.eval") && said.contains("and 3 more; all are in"), "{said}");
     assert_eq!((lines("data.train"), lines("data.eval").len()), (known, 8));
 }
+
+/// What `sft` leaves is where `train` begins, not where it goes on; nor the other way round.
+#[test]
+fn each_verb_goes_on_from_its_own_checkpoints() {
+    let folder = tempfile::tempdir().unwrap();
+    let [taught, trained] = ["taught", "trained"].map(|name| folder.path().join(name));
+    let lines = folder.path().join("lines.jsonl");
+    fs::write(&lines, r#"{"prompt_token_ids": [5, 6], "completion_token_ids": [7, 2]}"#).unwrap();
+    let sft = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pellucid"));
+        command.args(["sft", "-c", "assets/demo.toml", "--threads", "2", "run.steps=1"]);
+        command.arg(format!("run.out={:?}", taught.display().to_string()));
+        command.arg(format!("data.train={:?}", lines.display().to_string())).args(more);
+        command
+    };
+    finished(&mut sft(&[]));
+    let checkpoint = taught.join("checkpoint-1");
+    let checkpoint = checkpoint.to_str().unwrap();
+    let said = refused(&mut train(&trained, &["--resume", checkpoint]));
+    assert!(said.contains("was not left by train") && said.contains("captioner.adapter="), "{said}");
+    finished(&mut train(&trained, &[&format!("captioner.adapter={checkpoint}")]));
+    fs::remove_dir_all(&taught).unwrap();
+    let said = refused(&mut sft(&[
+        "--resume",
+        trained.join("checkpoint-2").to_str().unwrap(),
+        "captioner.adapter=x",
+    ]));
+    assert!(said.contains("captioner.adapter"), "{said}");
+}

@@ -13,7 +13,7 @@ use pellucid::prompt::message::{Content, Message};
 use pellucid::prompt::reader::{ImageOptions, ReadPrompt, Reader, Words};
 use pellucid::prompt::template::RenderOptions;
 use pellucid::task::data::{Cursor, Order};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::{
     io::{IsTerminal, Write},
@@ -32,6 +32,13 @@ use std::{
 pub(crate) struct Arguments {
     #[command(flatten)]
     settings: Resumable,
+}
+
+/// What it has to remember beside weights.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Progress {
+    cursor: Cursor,
 }
 
 #[derive(Deserialize)]
@@ -61,13 +68,17 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
         return Ok(write!(std::io::stdout(), "{}", text(&config)?)?);
     }
     folder.begin(&config)?;
-    let (mut step, mut cursor) = match &folder.checkpoint {
+    let (mut step, mut progress) = match &folder.checkpoint {
         Some(checkpoint) => {
-            let cursor = serde_json::from_value(checkpoint.state.run["cursor"].clone())
-                .context("the checkpoint does not say where in its data the run was")?;
-            (checkpoint.state.global_step, cursor)
+            let progress = Progress::deserialize(&checkpoint.state.run).with_context(|| {
+                let folder = checkpoint.folder().display();
+                format!(
+                    "{folder} was not left by sft; begin from its weights with captioner.adapter={folder}"
+                )
+            })?;
+            (checkpoint.state.global_step, progress)
         }
-        None => (0, Cursor::default()),
+        None => (0, Progress::default()),
     };
     let hidden = global.quiet || !std::io::stderr().is_terminal();
     let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
@@ -77,7 +88,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     let mut order = Order::new(config.seed, pupil.lessons(), config.data.shuffle);
     let mut last = None;
     while step < config.run.steps {
-        let stats = pupil.learn(&order.take(&mut cursor, config.optim.prompts_per_step))?;
+        let stats = pupil.learn(&order.take(&mut progress.cursor, config.optim.prompts_per_step))?;
         step += 1;
         if let (Some(name), false) = (&stats.bad, global.quiet) {
             eprintln!("step {step}: the gradient of {name} is not finite; the step is not taken");
@@ -87,7 +98,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
         bar.set_message(format!("loss {:.4}", stats.loss));
         bar.set_position(step);
         if step % config.run.save_every == 0 || step == config.run.steps {
-            pupil.save(&config.run, step, &json!({"cursor": cursor}))?;
+            pupil.save(&config.run, step, &serde_json::to_value(&progress)?)?;
         }
         last = Some(line);
     }

@@ -134,7 +134,10 @@ impl<'m> Run<'m> {
         let (mut trainer, state) = match checkpoint {
             Some(checkpoint) => {
                 let state = RunState::deserialize(&checkpoint.state.run).map_err(|cause| {
-                    let what = format!("the checkpoint does not say where the run was: {cause}");
+                    let what = format!(
+                        "was not left by train ({cause}); begin from its weights with captioner.adapter={}",
+                        checkpoint.folder().display()
+                    );
                     Error::file(checkpoint.folder(), what)
                 })?;
                 let trainer = checkpoint.trainer(model.clone(), config.train_settings()?)?;
