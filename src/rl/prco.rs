@@ -104,12 +104,12 @@ pub fn grade(
         ("solver/reward", answers.iter().sum::<f64>() / answers.len().max(1) as f64),
     ];
     if grading.leaks != LeakCheck::Off {
-        let unclear = leaks.iter().filter(|leaks| leaks.is_none()).count();
-        graded.more.push((
-            "leak_rate",
-            share(leaks.iter().filter(|leaks| **leaks == Some(true)).count(), leaks.len()),
-        ));
-        graded.more.push(("leak_unclear", share(unclear, leaks.len())));
+        let known: Vec<bool> = leaks.iter().flatten().copied().collect();
+        // Of captions nobody could tell about there is no rate.
+        if !known.is_empty() {
+            graded.more.push(("leak_rate", share(known.iter().filter(|leaks| **leaks).count(), known.len())));
+        }
+        graded.more.push(("leak_unclear", share(leaks.len() - known.len(), leaks.len())));
     }
     if kept.is_empty() {
         return Ok(graded);
