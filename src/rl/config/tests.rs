@@ -1,4 +1,6 @@
 use super::*;
+use crate::format::adapter::ModuleSet;
+use crate::train::objective::{Aggregation, Clip, Kl, Normalizer, Tiers};
 
 const LEAST: &str =
     "captioner = { model = \"m\" }\ndata = { train = \"d.jsonl\" }\nrun = { steps = 3, out = \"o\" }\n";
