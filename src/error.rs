@@ -4,6 +4,10 @@
 //! remedy. It is written in lower case and without a full stop, so that messages chain:
 //! `config.json: num_attention_heads: expected a positive integer, got -3`.
 
+mod unknown;
+
+pub use unknown::{nearest, unknown};
+
 use std::path::{Path, PathBuf};
 
 /// The cause behind an [`Error`], kept for `{:#}` chains.

@@ -9,7 +9,7 @@ pub use objective::{Credit, KlConfig, ObjectiveConfig, Preset};
 pub use sections::{Captioner, Data, LoraConfig, Optim, Run, Targets};
 
 use super::parts::{EpisodeConfig, Prompts, ReasonerConfig, ReferenceConfig};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, nearest, unknown};
 use crate::task::data::Layout;
 use crate::train::{OptimiserSettings, Schedule, TrainSettings};
 use serde::{Deserialize, Serialize};
@@ -63,8 +63,6 @@ impl Config {
 
     /// As [`Config::read`], from a text.
     pub fn parse(text: &str, changes: &[String]) -> Result<Self> {
-        let broken =
-            |error: toml::de::Error| Error::caller(OP, error.to_string().trim_end().replace('\n', "\n  "));
         if changes.is_empty() {
             // Without changes errors can show the line.
             let config: Config = toml::from_str(text).map_err(broken)?;
@@ -160,12 +158,23 @@ impl Config {
     pub fn layout(&self) -> Result<Layout> {
         match self.data.layout.as_deref() {
             None => Ok(Layout::default()),
-            Some(name) => Layout::named(name).ok_or_else(|| {
-                let known = Layout::NAMES.join(", ");
-                Error::caller(OP, format!("data.layout {name:?} is not known; there are {known}"))
-            }),
+            Some(name) => Layout::named(name)
+                .ok_or_else(|| Error::caller(OP, format!("data.layout {}", unknown(name, &Layout::NAMES)))),
         }
     }
+}
+
+/// What serde says, and which of the names it knows may have been meant: it puts names in backquotes, the odd one first.
+fn broken(error: toml::de::Error) -> Error {
+    let mut what = error.to_string().trim_end().replace('\n', "\n  ");
+    let mut names = error.message().split('`').skip(1).step_by(2);
+    if error.message().starts_with("unknown ")
+        && let Some(odd) = names.next()
+        && let Some(meant) = nearest(odd, names)
+    {
+        what += &format!("; did you mean `{meant}`?");
+    }
+    Error::caller(OP, what)
 }
 
 /// Puts a value at a dotted key.

@@ -4,8 +4,8 @@ use super::config::LoraConfig;
 use super::leak::LeakCheck;
 use super::protocol::{Protocol, Wire};
 use super::remote::settings::{RemoteSettings, ServerConfig};
-use crate::error::{Error, Result};
-use serde::{Deserialize, Serialize};
+use crate::error::{Error, Result, unknown};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use std::path::PathBuf;
 
 const OP: &str = "config";
@@ -274,8 +274,8 @@ impl EpisodeConfig {
 }
 
 /// The texts of episodes: ours under a name, or all as the run says.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(untagged, expecting = "\"default\", \"world\", or a table of texts")]
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
 pub enum Prompts {
     /// A name.
     Named(String),
@@ -291,13 +291,25 @@ impl Prompts {
                 "default" => Protocol::default(),
                 "world" => Protocol::world(),
                 other => {
-                    let what = format!("prompts {other:?} is not known; there are default and world");
-                    return Err(Error::caller(OP, what));
+                    let what = unknown(other, &["default", "world"]);
+                    return Err(Error::caller(OP, format!("prompts {what}")));
                 }
             },
             Prompts::Own(protocol) => (**protocol).clone(),
         };
         protocol.check().map(|()| protocol)
+    }
+}
+
+impl<'de> Deserialize<'de> for Prompts {
+    /// By hand, so that a text nobody knows is named: an untagged enum says no more than what it expects.
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        match toml::Value::deserialize(from)? {
+            toml::Value::String(name) => Ok(Prompts::Named(name)),
+            texts => {
+                Protocol::deserialize(texts).map(|own| Prompts::Own(Box::new(own))).map_err(D::Error::custom)
+            }
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Where problems come from: files, or the built-in world, which never runs out of them.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, unknown};
 use crate::task::data::{Cursor, Fault, Layout, Loaded, Order, Problem};
 use crate::task::verify::Policy;
 use crate::task::world::{Example, HELD_OUT};
@@ -91,10 +91,7 @@ fn world(name: &Path) -> Result<Option<Vec<String>>> {
     let kinds: Vec<String> =
         rest.split(['/', ',']).filter(|kind| !kind.is_empty()).map(str::to_owned).collect();
     match kinds.iter().find(|kind| !KINDS.contains(&kind.as_str())) {
-        Some(odd) => {
-            let what = format!("{odd:?} is no kind of question; there are {}", KINDS.join(", "));
-            Err(Error::caller("tiny world", what))
-        }
+        Some(odd) => Err(Error::caller("tiny world", format!("kind of question {}", unknown(odd, &KINDS)))),
         None => Ok(Some(kinds)),
     }
 }

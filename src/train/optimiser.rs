@@ -1,7 +1,7 @@
 //! AdamW on f32 masters: the rate of a step, clipping by the global norm, and steps that are not taken.
 
 use crate::backend::{AdamwParameter, AdamwSettings, Backend};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, unknown};
 use crate::tensor::Tensor;
 
 const OP: &str = "optim";
@@ -28,8 +28,8 @@ impl Schedule {
             "linear" => Ok(Schedule::Linear),
             "cosine" => Ok(Schedule::Cosine { floor: 0.0 }),
             other => {
-                let what = format!("{other:?} is no schedule; there are constant, linear and cosine");
-                Err(Error::caller(OP, what))
+                let what = unknown(other, &["constant", "linear", "cosine"]);
+                Err(Error::caller(OP, format!("schedule {what}")))
             }
         }
     }

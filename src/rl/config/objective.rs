@@ -1,7 +1,7 @@
 //! `[objective]`: how graded completions become a loss, and settings of it that were published together.
 
 use super::{Captioner, OP};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, unknown};
 use crate::rl::parts::Kind;
 use crate::train::Objective;
 use crate::train::objective::{Aggregation, BetaDensity, Clip, Kl, Normalizer, Tiers};
@@ -112,11 +112,10 @@ impl ObjectiveConfig {
                     "k1" => Kl::K1,
                     "k2" => Kl::K2,
                     "k3" => Kl::K3,
-                    other => {
-                        let what = format!(
-                            "objective.kl.kind {other:?} is not known; there are k1, k2, k3, k1_in_reward, …"
-                        );
-                        return Err(Error::caller(OP, what));
+                    _ => {
+                        let what =
+                            unknown(kind, &["k2", "k3", "k1_in_reward", "k2_in_reward", "k3_in_reward"]);
+                        return Err(Error::caller(OP, format!("objective.kl.kind {what}")));
                     }
                 };
                 if !coef.is_finite() || *coef < 0.0 {

@@ -32,6 +32,7 @@ fn what_nobody_knows_is_refused_by_name() {
         refusal(&format!("{LEAST}[optim]\nlearning_rate = 1"), &[]).contains("unknown field `learning_rate`")
     );
     assert!(refusal(LEAST, &["optim.lrr=1"]).contains("unknown field `lrr`"));
+    assert!(refusal(LEAST, &["optim.lrr.x=1"]).contains("unknown field `lrr`"));
     assert!(refusal(LEAST, &["objective.advantage=bnpo"]).contains("two things"));
     assert!(refusal(LEAST, &["objective.kl={kind=\"k1\",coef=0.1}"]).contains("k1_in_reward"));
     assert!(refusal(LEAST, &["objective.preset=\"grpo\""]).contains("acrl-xiao"));
@@ -46,6 +47,35 @@ fn what_nobody_knows_is_refused_by_name() {
     assert!(refusal(LEAST, &["run.steps=0"]).contains("run.steps"));
     assert!(refusal(LEAST, &["optim.lr=-1"]).contains("lr -1"));
     assert!(refusal(LEAST, &["optim"]).contains("key=value"));
+}
+
+#[test]
+fn a_slip_is_told_what_may_have_been_meant() {
+    let file = refusal(&format!("{LEAST}[optim]\nwarm_up_steps = 1\n"), &[]);
+    assert!(file.contains("line 5") && file.contains("did you mean `warmup_steps`?"), "{file}");
+    for (change, meant) in [
+        ("optm.lr=1", "`optim`"),
+        ("optim.gruop_size=4", "`group_size`"),
+        ("captioner.lora.ranks=4", "`rank`"),
+        ("reasoner.server.patiense=4", "`patience`"),
+        ("prompts.captoin=x", "`caption`"),
+        ("objective.preset=acrl-tlr", "`acrl-trl`"),
+        ("episode.kind=prko", "`prco`"),
+        ("reasoner.wire=two-call", "`two_call`"),
+        ("episode.leaks=rules", "`rule`"),
+        ("objective.advantage=group-std", "\"group_std\""),
+        ("objective.aggregation=token_mean_globl", "\"token_mean_global\""),
+        ("objective.tiers=decomposed", "\"decompose\""),
+        ("objective.kl={kind=\"k1_in_rewrad\",coef=1}", "\"k1_in_reward\""),
+        ("optim.schedule=cosin", "\"cosine\""),
+        ("data.layout=math-vista", "\"mathvista\""),
+        ("prompts=wrold", "\"world\""),
+    ] {
+        let said = refusal(LEAST, &[change]);
+        assert!(said.contains(&format!("did you mean {meant}?")), "{change}: {said}");
+    }
+    let far = refusal(LEAST, &["optim.temperature=1"]);
+    assert!(far.contains("unknown field `temperature`") && !far.contains("did you mean"), "{far}");
 }
 
 #[test]

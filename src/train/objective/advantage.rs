@@ -4,7 +4,7 @@
 //! whose rewards are all equal teaches nothing: its advantages are exactly 0 under all of them.
 
 use super::beta::{BetaDensity, BetaFit, Normalised};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, unknown};
 
 const OP: &str = "advantages";
 
@@ -55,10 +55,8 @@ impl Normalizer {
                 ));
             }
             other => {
-                let what = format!(
-                    "{other:?} is not known; there are none, group_std, batch_std, whiten, rloo and beta_density"
-                );
-                return Err(Error::caller("advantage", what));
+                let known = ["none", "group_std", "batch_std", "whiten", "rloo", "beta_density"];
+                return Err(Error::caller("advantage", unknown(other, &known)));
             }
         })
     }

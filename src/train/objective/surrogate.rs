@@ -2,7 +2,7 @@
 //!
 //! Every function gives a value and its slope, the derivative by the policy's log-prob of the token.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, unknown};
 use std::collections::BTreeSet;
 
 /// A value, and its derivative by the policy's log-prob.
@@ -99,11 +99,14 @@ impl Aggregation {
             "const" => Aggregation::Const { longest },
             "seq_mean_token_sum" => Aggregation::SeqMeanTokenSum,
             other => {
-                let what = format!(
-                    "{other:?} is not known; there are seq_mean_token_mean, token_mean_local, token_mean_global, const \
-                     and seq_mean_token_sum"
-                );
-                return Err(Error::caller("aggregation", what));
+                let known = [
+                    "seq_mean_token_mean",
+                    "token_mean_local",
+                    "token_mean_global",
+                    "const",
+                    "seq_mean_token_sum",
+                ];
+                return Err(Error::caller("aggregation", unknown(other, &known)));
             }
         })
     }

@@ -3,7 +3,7 @@
 
 use super::advantage::{Advantages, Normalizer, add, advantages, check, is_uniform};
 use super::surrogate::{Kl, kl};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, unknown};
 
 const OP: &str = "tiers";
 
@@ -40,9 +40,7 @@ impl Tiers {
         match name {
             "direct" => Ok(Tiers::Direct),
             "decompose" => Ok(Tiers::Decompose),
-            other => {
-                Err(Error::caller(OP, format!("{other:?} is not known; there are direct and decompose")))
-            }
+            other => Err(Error::caller(OP, unknown(other, &["direct", "decompose"]))),
         }
     }
 }
