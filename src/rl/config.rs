@@ -9,6 +9,7 @@ pub use objective::{Credit, KlConfig, ObjectiveConfig, Preset};
 pub use sections::{Captioner, Data, LoraConfig, Optim, Run, Targets};
 
 use super::parts::{EpisodeConfig, Prompts, ReasonerConfig, ReferenceConfig};
+use crate::engine::Sampling;
 use crate::error::{Error, Result, nearest, unknown};
 use crate::task::data::Layout;
 use crate::train::{OptimiserSettings, Schedule, TrainSettings};
@@ -113,9 +114,30 @@ impl Config {
             ("optim.microbatch_tokens", self.optim.microbatch_tokens),
             ("optim.epochs_per_batch", self.optim.epochs_per_batch),
             ("captioner.max_tokens", self.captioner.max_tokens),
+            ("run.positions", self.run.positions),
         ];
         if let Some((name, _)) = counts.iter().find(|(_, count)| *count == 0) {
             return refuse(format!("{name} is 0; it has to be at least 1"));
+        }
+        for (part, temperature, top_p) in [
+            ("captioner", self.captioner.temperature, 1.0),
+            ("reasoner", self.reasoner.temperature, self.reasoner.top_p),
+            ("reference", self.reference.temperature, 1.0),
+        ] {
+            let sampling = Sampling { temperature, top_p, ..Sampling::default() };
+            sampling.check().map_err(|odd| match odd {
+                Error::Caller { what, .. } => {
+                    Error::caller(OP, format!("{part}.{}", what.replace("top-p", "top_p")))
+                }
+                other => other,
+            })?;
+        }
+        if self.captioner.temperature == 0.0 {
+            return refuse(
+                "captioner.temperature is 0; the captions of a group would all be the same, and nothing is learned from \
+                 them; `eval` takes greedy captions by its --temperature"
+                    .into(),
+            );
         }
         self.credit()?;
         self.episode.check()?;

@@ -359,6 +359,9 @@ impl ReasonerConfig {
                 "reasoner.learn needs reasoner.top_p = 1: what is learned is the whole distribution",
             );
         }
+        if !(learn.lr.is_finite() && learn.lr >= 0.0) {
+            return refuse("reasoner.learn.lr is a rate, 0 or above");
+        }
         if learn.lora.dropout != 0.0 {
             return refuse("reasoner.learn.lora.dropout has to be 0, as the captioner's");
         }

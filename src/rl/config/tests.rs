@@ -50,6 +50,25 @@ fn what_nobody_knows_is_refused_by_name() {
 }
 
 #[test]
+fn nothing_is_drawn_at_odd_settings() {
+    for part in ["captioner", "reasoner", "reference"] {
+        for odd in ["-1.0", "nan", "inf", "1e-9"] {
+            let said = refusal(LEAST, &[&format!("{part}.temperature={odd}")]);
+            assert!(said.contains(&format!("{part}.temperature")), "{said}");
+        }
+    }
+    for odd in ["0.0", "1.5", "-0.5", "nan"] {
+        let said = refusal(LEAST, &[&format!("reasoner.top_p={odd}")]);
+        assert!(said.contains("reasoner.top_p"), "{said}");
+    }
+    assert!(refusal(LEAST, &["captioner.temperature=0.0"]).contains("captioner.temperature is 0"));
+    let learning = ["reasoner.temperature=1.0", "reasoner.learn.lr=nan"];
+    assert!(refusal(LEAST, &learning).contains("reasoner.learn.lr"));
+    let greedy = ["reasoner.temperature=0.0", "reference.temperature=0.0"].map(str::to_owned);
+    assert!(Config::parse(LEAST, &greedy).is_ok());
+}
+
+#[test]
 fn a_slip_is_told_what_may_have_been_meant() {
     let file = refusal(&format!("{LEAST}[optim]\nwarm_up_steps = 1\n"), &[]);
     assert!(file.contains("line 5") && file.contains("did you mean `warmup_steps`?"), "{file}");
