@@ -115,6 +115,8 @@ impl Config {
             ("optim.epochs_per_batch", self.optim.epochs_per_batch),
             ("captioner.max_tokens", self.captioner.max_tokens),
             ("run.positions", self.run.positions),
+            // What is to be measured by nothing says so by run.eval_every = 0.
+            ("data.eval_limit", self.data.eval_limit.unwrap_or(usize::MAX)),
         ];
         if let Some((name, _)) = counts.iter().find(|(_, count)| *count == 0) {
             return refuse(format!("{name} is 0; it has to be at least 1"));

@@ -44,7 +44,9 @@ fn what_nobody_knows_is_refused_by_name() {
     assert!(refusal(LEAST, &["captioner.lora.dropout=0.1"]).contains("only 0"));
     assert!(refusal(LEAST, &["captioner.freeze_tower=true"]).contains("captioner.full"));
     assert!(refusal(LEAST, &["captioner.full=true", "captioner.adapter=a"]).contains("one of them"));
-    assert!(refusal(LEAST, &["run.steps=0"]).contains("run.steps"));
+    for count in ["run.steps", "run.positions", "data.eval_limit"] {
+        assert!(refusal(LEAST, &[&format!("{count}=0")]).contains(&format!("{count} is 0")));
+    }
     assert!(refusal(LEAST, &["optim.lr=-1"]).contains("lr -1"));
     assert!(refusal(LEAST, &["optim"]).contains("key=value"));
 }
