@@ -187,18 +187,21 @@ fn a_server_that_asks_for_time_gets_it() {
         assert_eq!((counters.requests, counters.waits, counters.retries), (4, 3, 0));
     }
     // What it asks for is what it gets, up to the patience there is.
-    let server = Server::start(|request| match request.number {
-        0 => with_status(429, "retry-after: 86400\r\n", b"tomorrow"),
-        _ => echo(request),
-    });
-    let patience = Duration::from_millis(20);
-    let mut patient = remote(RemoteSettings { patience, ..settings(server.url()) });
-    assert_eq!(asked(&mut patient, "hello"), said("you said hello"));
-    assert_eq!(patient.counters().waits, 1);
-    let server = Server::start(|_| with_status(429, "retry-after: 86400\r\n", b"tomorrow"));
-    let mut patient = remote(RemoteSettings { patience, ..settings(server.url()) });
-    assert_eq!(asked(&mut patient, "hello"), Err(Trouble::Refused { status: 429, what: "tomorrow".into() }));
-    assert_eq!((patient.counters().requests, patient.counters().refused), (2, 1));
+    for header in ["retry-after: 86400\r\n", "retry-after: Fri, 31 Dec 9999 23:59:59 GMT\r\n"] {
+        let server = Server::start(move |request| match request.number {
+            0 => with_status(429, header, b"tomorrow"),
+            _ => echo(request),
+        });
+        let patience = Duration::from_millis(20);
+        let mut patient = remote(RemoteSettings { patience, ..settings(server.url()) });
+        assert_eq!(asked(&mut patient, "hello"), said("you said hello"));
+        assert_eq!(patient.counters().waits, 1);
+        let server = Server::start(move |_| with_status(429, header, b"tomorrow"));
+        let mut patient = remote(RemoteSettings { patience, ..settings(server.url()) });
+        let trouble = Trouble::Refused { status: 429, what: "tomorrow".into() };
+        assert_eq!(asked(&mut patient, "hello"), Err(trouble));
+        assert_eq!((patient.counters().requests, patient.counters().refused), (2, 1));
+    }
 }
 
 #[test]

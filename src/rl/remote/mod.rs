@@ -8,6 +8,7 @@
 
 mod body;
 mod cache;
+mod pause;
 mod reply;
 mod server;
 pub mod settings;

@@ -1,13 +1,14 @@
 //! One request to a server, and whose fault it is if nothing comes of it.
 
 use super::Trouble;
+use super::pause::pause_asked;
 use super::reply::{Reply, complaint_in, read};
 use super::settings::RemoteSettings;
 use crate::error::{Error, Result};
 use serde_json::Value;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use ureq::http::{HeaderValue, Response, Uri, header};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body, Timeout};
@@ -110,7 +111,7 @@ impl Server {
     /// The body of a success; anything else is a failure.
     fn body_of(&self, mut response: Response<Body>) -> Result<Vec<u8>, Failure> {
         let status = response.status().as_u16();
-        let after = pause_asked(&response);
+        let after = pause_asked(response.headers(), SystemTime::now());
         let body = response.body_mut().with_config().limit(LARGEST_REPLY).read_to_vec();
         if (200..300).contains(&status) {
             return body.map_err(failure);
@@ -207,13 +208,6 @@ fn roots(path: &Path) -> Result<RootCerts> {
         return Err(Error::file(path, "holds no certificates; expected -----BEGIN CERTIFICATE----- in it"));
     }
     Ok(RootCerts::from(found))
-}
-
-/// How long a server asks to be left alone, in seconds or, as some do, milliseconds; dates are not read.
-fn pause_asked(response: &Response<Body>) -> Option<Duration> {
-    let number = |name: &str| response.headers().get(name)?.to_str().ok()?.trim().parse::<f64>().ok();
-    let seconds = number("retry-after-ms").map(|ms| ms / 1e3).or_else(|| number("retry-after"))?;
-    Duration::try_from_secs_f64(seconds).ok()
 }
 
 /// Whose fault an error of the client is.
