@@ -159,6 +159,31 @@ fn what_has_no_reply_has_no_reward() {
 }
 
 #[test]
+fn what_has_no_reply_is_counted_where_it_is_missing() {
+    const PROBLEMS: usize = 24;
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let server = Server::start(|request| match draw(request) % 4 {
+        0 => with_status(400, "", br#"{"error": {"message": "not that"}}"#),
+        _ => guess(request),
+    });
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pellucid"));
+    command.args(["eval", "-c", "assets/demo.toml", "--threads", "2", "--quiet", "--out"]).arg(&out);
+    command.args([format!("reasoner.url={:?}", server.url()), format!("data.eval_limit={PROBLEMS}")]);
+    let output = command.args(["reasoner.model=guesser", "data.eval=builtin:world/sum"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = fs::read_to_string(out.join("eval-0-single-pass-greedy.json")).unwrap();
+    let saved: Value = serde_json::from_str(&text).unwrap();
+    let graded = saved["items"].as_array().unwrap().len();
+    let unanswered = saved["metrics"]["unanswered"].as_u64().unwrap() as usize;
+    assert!(graded > 0 && unanswered > 0, "{graded} and {unanswered}");
+    assert_eq!(graded + unanswered, PROBLEMS);
+    let said = format!("{unanswered} problems are left out: the reasoner gave no usable reply");
+    assert!(String::from_utf8_lossy(&output.stdout).contains(&said));
+    assert!(fs::read_to_string(out.join("report.html")).unwrap().contains(&said));
+}
+
+#[test]
 fn a_server_that_is_not_there_ends_the_run_with_its_name() {
     let folder = tempfile::tempdir().unwrap();
     let mut server = Server::start(guess);

@@ -115,8 +115,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     faults::keep("data.eval", &faults, &out)?;
     let file = evaluation.save(&out)?;
     let report = report::write(&out)?;
-    let lost = problems.len() - evaluation.items.len();
-    global.print(&Summary { evaluation: evaluation.summary(), comparison, lost, file, report })
+    global.print(&Summary { evaluation: evaluation.summary(), comparison, file, report })
 }
 
 /// The steps a checkpoint's captioner had taken; an adapter that is no checkpoint does not say, and counts as none.
@@ -134,8 +133,6 @@ struct Summary {
     #[serde(flatten)]
     evaluation: Evaluation,
     comparison: Option<Comparison>,
-    /// Problems that a remote reasoner never answered.
-    lost: usize,
     file: PathBuf,
     report: PathBuf,
 }
@@ -145,9 +142,6 @@ impl fmt::Display for Summary {
         self.evaluation.fmt(f)?;
         if let Some(comparison) = &self.comparison {
             comparison.fmt(f)?;
-        }
-        if self.lost > 0 {
-            writeln!(f, "\n{} problems got no usable reply and are left out", self.lost)?;
         }
         writeln!(f, "\n{}\n{}", self.file.display(), self.report.display())
     }

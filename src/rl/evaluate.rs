@@ -56,17 +56,20 @@ impl Run<'_> {
             Sampling { max_tokens: config.captioner.max_tokens, temperature, ..Sampling::default() };
         let conditions = Conditions { step: self.state().step, temperature, seed: config.seed };
         let mut items = Vec::with_capacity(problems.len());
+        let mut unshown = 0;
         for (number, some) in problems.chunks(AT_ONCE).enumerate() {
             let groups = self.play(some, number * AT_ONCE, &ways, &sampling, roles)?;
             for (problem, group) in some.iter().zip(&groups) {
-                // A problem that could not be shown, a reasoner that gave no usable reply: there is nothing to count.
+                // A problem that could not be shown, a reasoner that gave no usable reply: there is nothing to grade.
+                unshown += usize::from(group.is_none());
                 items.extend(
                     group.iter().flat_map(|group| &group.members).filter_map(|member| item(problem, member)),
                 );
             }
-            progress(items.len());
+            progress(number * AT_ONCE + some.len());
         }
-        Ok(Evaluation::of(conditions, items))
+        let unanswered = problems.len() - unshown - items.len();
+        Ok(Evaluation::of(conditions, items).leaving_out(unshown, unanswered))
     }
 }
 

@@ -15,6 +15,12 @@ pub struct Metrics {
     pub items: u64,
     /// Items left out because their gold cannot be read.
     pub invalid_golds: u64,
+    /// Problems left out because their pictures or words cannot be shown to a model.
+    #[serde(default)]
+    pub unshown: u64,
+    /// Problems left out because a remote reasoner gave no reply that could be used.
+    #[serde(default)]
+    pub unanswered: u64,
     /// Right in a single pass.
     pub accuracy_single: Option<Rate>,
     /// Right in the training flow.
@@ -81,6 +87,8 @@ impl Metrics {
         Metrics {
             items: graded.len() as u64,
             invalid_golds: (items.len() - graded.len()) as u64,
+            unshown: 0,
+            unanswered: 0,
             accuracy_single: single,
             accuracy_clarified: clarified,
             clarification_rate: all(Item::asked),

@@ -140,6 +140,12 @@ impl Evaluation {
         }
     }
 
+    /// Counts problems that became no items: some could not be shown, others nobody answered.
+    pub fn leaving_out(mut self, unshown: usize, unanswered: usize) -> Self {
+        (self.metrics.unshown, self.metrics.unanswered) = (unshown as u64, unanswered as u64);
+        self
+    }
+
     /// The numbers without the items.
     pub fn summary(&self) -> Evaluation {
         Evaluation {

@@ -39,8 +39,8 @@ impl fmt::Display for Evaluation {
         for (name, count) in &metrics.fallbacks {
             writeln!(f, "  {:<26} {count} times", format!("decision guessed: {name}"))?;
         }
-        if metrics.invalid_golds > 0 {
-            writeln!(f, "  {} problems are left out: their golds cannot be read", metrics.invalid_golds)?;
+        for (count, why) in metrics.left_out() {
+            writeln!(f, "  {count} problems are left out: {why}")?;
         }
         self.breakdowns.iter().try_for_each(|breakdown| breakdown.fmt(f))
     }
@@ -91,6 +91,16 @@ impl fmt::Display for Comparison {
 }
 
 impl super::Metrics {
+    /// How many problems are left out, and why; reasons that concern none are not among them.
+    pub fn left_out(&self) -> impl Iterator<Item = (u64, &'static str)> {
+        let reasons = [
+            (self.invalid_golds, "their golds cannot be read"),
+            (self.unshown, "their pictures or words cannot be shown"),
+            (self.unanswered, "the reasoner gave no usable reply"),
+        ];
+        reasons.into_iter().filter(|(count, _)| *count > 0)
+    }
+
     /// Every rate under what people call it.
     pub fn rates(&self) -> [(&'static str, Option<Rate>); 11] {
         [

@@ -125,11 +125,8 @@ pub(super) fn metrics(html: &mut Html, pair: &Pair<'_>) {
                 after.metrics.fallbacks.iter().map(|(name, count)| format!("{name} {count}×")).collect();
             html.text(format!("Decisions that had to be guessed: {}. ", list.join(", ")));
         }
-        if after.metrics.invalid_golds > 0 {
-            html.text(format!(
-                "{} problems are left out: their golds cannot be read. ",
-                after.metrics.invalid_golds
-            ));
+        for (count, why) in after.metrics.left_out() {
+            html.text(format!("{count} problems are left out: {why}. "));
         }
     });
 }
