@@ -98,13 +98,41 @@ fn what_makes_no_sense_is_said_before_anything_runs() {
         ("episode.kind=acrll", "unknown variant"),
         ("prompts=worlds", "there are default and world"),
         ("reasoner.model=nowhere/nothing", "nowhere/nothing"),
-        ("data.train=builtin:world/product", "no kind of question"),
+        ("data.train=builtin:world/product", "kind of question \"product\" is not known"),
         ("reasoner.learn={}", "temperature above 0"),
         ("reasoner.max_tokenss=3", "unknown field"),
     ] {
         let output = command("assets/demo.toml", &out, &[change]).output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.code() == Some(1) && stderr.contains(said), "{change}: {stderr}");
+    }
+    // What no context holds is refused beforehand, what one prompt leaves no room for when it comes.
+    for (recipe, changes, said) in [
+        (
+            "assets/demo-prco.toml",
+            ["--dry-run", "reasoner.max_tokens=4096"],
+            "reasoner.max_tokens to 511 at most",
+        ),
+        (
+            "assets/demo.toml",
+            ["--dry-run", "captioner.max_tokens=512"],
+            "captioner.max_tokens to 511 at most",
+        ),
+        (
+            "assets/demo.toml",
+            ["--dry-run", "reference.max_tokens=512"],
+            "reference.max_tokens to 511 at most",
+        ),
+        (
+            "assets/demo-prco.toml",
+            ["run.steps=1", "reasoner.max_tokens=505"],
+            "but builtin:tiny-captioner has",
+        ),
+        ("assets/demo.toml", ["run.steps=1", "captioner.max_tokens=505"], "captioner.max_tokens is 505"),
+    ] {
+        let output = command(recipe, &folder.path().join("long"), &changes).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(1) && stderr.contains(said), "{changes:?}: {stderr}");
     }
     let (stdout, _) = finished(&mut command("assets/demo.toml", &out, &["--dry-run", "episode.alpha=0.5"]));
     assert!(stdout.contains("alpha = 0.5") && !out.exists(), "{stdout}");

@@ -36,6 +36,25 @@ impl Player {
         let end_tokens = folder.eos(&model.config)?;
         Ok(Player { name: name.to_owned(), folder, model: Arc::new(model), reader, end_tokens })
     }
+
+    /// Refuses to say more than its context holds behind a prompt of so many tokens; `section` of the configuration has the
+    /// limit.
+    pub fn fits(&self, section: &str, max_tokens: usize, prompt: usize) -> Result<()> {
+        let context = self.model.config.decoder.max_positions;
+        if prompt.saturating_add(max_tokens) <= context {
+            return Ok(());
+        }
+        let remedy = match context.saturating_sub(prompt) {
+            0 => "shorten it: captioner.max_tokens bounds captions, captioner.max_pixels pictures".to_owned(),
+            most => format!("set {section}.max_tokens to {most} at most"),
+        };
+        let what = format!(
+            "{section}.max_tokens is {max_tokens} behind a prompt of {prompt} tokens or more, but {} has a context of \
+             {context}; {remedy}",
+            self.name
+        );
+        Err(Error::caller("config", what))
+    }
 }
 
 /// Somebody who speaks.
@@ -60,6 +79,11 @@ impl<'m> Actor<'m> {
     /// How it speaks.
     pub fn sampling(&self) -> &Sampling {
         &self.sampling
+    }
+
+    /// As [`Player::fits`], of a prompt.
+    pub fn fits(&self, section: &str, sampling: &Sampling, input: &Input) -> Result<()> {
+        self.player.fits(section, sampling.max_tokens, input.tokens().len())
     }
 
     /// Speaks at another temperature from now on; returns the one before.

@@ -109,12 +109,19 @@ impl Cast {
             let pages = memory.pages(name)?;
             Actor::new(player, Limits { pages, tokens: run.pass_tokens, sequences: run.sequences }, sampling)
         };
+        // Prompts are longer than a token; what fits behind none is not even tried.
+        self.policy.fits("captioner", config.captioner.max_tokens, 1)?;
+        if config.episode.measured_requests() > 0 {
+            let clarifier = self.clarifier.as_ref().unwrap_or(&self.policy);
+            clarifier.fits("reference", config.reference.max_tokens, 1)?;
+        }
         let clarifying = drawn(config.reference.max_tokens, config.reference.temperature, 1.0);
         let mut policy = actor(&self.policy, "captioner", captioning(config))?;
         let reasoner = match config.reasoner.remote()? {
             Some(settings) => Reasoner::Remote(Box::new(Remote::new(settings)?)),
             None => {
                 let (player, sampling) = self.answering(config)?;
+                player.fits("reasoner", sampling.max_tokens, 1)?;
                 let mut actor = actor(player, "reasoner", sampling)?;
                 let adapter = match &config.reasoner.adapter {
                     Some(folder) => {

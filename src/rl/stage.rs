@@ -266,6 +266,7 @@ impl<'m> Stage<'m> {
         let messages = [Message::user(scene.problem.images.iter().cloned(), text)];
         let input = Arc::new(self.policy.input(&messages, "")?);
         let sampling = batch.sampling.clone();
+        self.policy.fits("captioner", &sampling, &input)?;
         let ticket = self.policy.ask(input.clone(), sampling, scene.seeds.clone(), batch.adapter)?;
         let members = scene.seeds.iter().map(|_| None).collect();
         batch.groups[number] = Some(Shown { input: input.clone(), members });
@@ -361,6 +362,7 @@ impl<'m> Stage<'m> {
         {
             let messages = seen(&batch.running[episodes.start], messages);
             let asked = actor.input(&messages, prefix).and_then(|input| {
+                actor.fits("reasoner", actor.sampling(), &input)?;
                 let input = Arc::new(input);
                 let seeds = episodes.clone().map(|at| batch.seed(at, &input)).collect();
                 let ticket = actor.ask(input.clone(), actor.sampling().clone(), seeds, adapter.as_ref())?;

@@ -105,6 +105,9 @@ impl Batch<'_, '_> {
             }
             None => {}
         }
+        // Captions are asked for elsewhere: here the policy replies to requests.
+        let section = if role == Role::Reasoner { "reasoner" } else { "reference" };
+        actor.fits(section, sampling, &input)?;
         let input = Arc::new(input);
         let seed = self.seed(at, &input);
         let ticket = actor.ask(input.clone(), sampling.clone(), vec![seed], adapter)?;
