@@ -82,7 +82,8 @@ impl Config {
         Config::deserialize(toml::Value::Table(table)).map_err(broken)?.checked()
     }
 
-    fn checked(self) -> Result<Self> {
+    /// Itself with its objective resolved, if it can be meant.
+    fn checked(mut self) -> Result<Self> {
         let refuse = |what: String| Err(Error::caller(OP, what));
         if self.captioner.lora.dropout != 0.0 {
             return refuse(format!(
@@ -141,7 +142,7 @@ impl Config {
                     .into(),
             );
         }
-        self.credit()?;
+        self.objective = self.objective.resolved(self.episode.kind, &self.captioner)?;
         self.episode.check()?;
         self.reasoner.check()?;
         self.prompts.protocol()?;

@@ -306,9 +306,9 @@ impl<'de> Deserialize<'de> for Prompts {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         match toml::Value::deserialize(from)? {
             toml::Value::String(name) => Ok(Prompts::Named(name)),
-            texts => {
-                Protocol::deserialize(texts).map(|own| Prompts::Own(Box::new(own))).map_err(D::Error::custom)
-            }
+            texts => Protocol::deserialize(texts)
+                .map(|own| Prompts::Own(Box::new(own)))
+                .map_err(|odd| D::Error::custom(odd.message())),
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::error::{Error, Result, unknown};
 use crate::rl::parts::Kind;
 use crate::train::Objective;
 use crate::train::objective::{Aggregation, BetaDensity, Clip, Kl, Normalizer, Tiers};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
 /// How graded completions become a loss; what is left out is the preset's.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -13,8 +13,9 @@ use serde::{Deserialize, Serialize};
 pub struct ObjectiveConfig {
     /// Settings that belong together, by name.
     pub preset: Option<Preset>,
-    /// How rewards become advantages.
-    pub advantage: Option<String>,
+    /// How rewards become advantages: a name, or a table with its settings.
+    #[serde(deserialize_with = "advantage")]
+    pub advantage: Option<Normalizer>,
     /// "direct" normalises rewards as they are, "decompose" each tier by itself.
     pub tiers: Option<String>,
     /// How tokens count.
@@ -78,10 +79,8 @@ impl ObjectiveConfig {
             Kind::Acrl | Kind::Binary | Kind::Caprl => Preset::AcrlTrl,
         };
         let preset = self.preset.unwrap_or(usual).settings();
-        let normalizer = match &self.advantage {
-            Some(name) => Normalizer::named(name)?,
-            None => preset.normalizer,
-        };
+        let normalizer = self.advantage.unwrap_or(preset.normalizer);
+        normalizer.check()?;
         let aggregation = match &self.aggregation {
             Some(name) => Aggregation::named(name, captioner.max_tokens)?,
             None => preset.objective.aggregation,
@@ -142,6 +141,44 @@ impl ObjectiveConfig {
         }
         let objective = Objective { clip, kl, aggregation, temperature: captioner.temperature };
         Ok(Credit { normalizer, tiers, objective, kl_in_reward })
+    }
+
+    /// With everything said that a preset says: what is read from that is the same whatever presets will be.
+    pub(super) fn resolved(self, kind: Kind, captioner: &Captioner) -> Result<Self> {
+        let Credit { normalizer, tiers, objective, kl_in_reward } = self.credit(kind, captioner)?;
+        let (name, coef) = match (objective.kl, kl_in_reward) {
+            (Some((kind, coef)), _) => (kind.name().to_owned(), coef),
+            (None, Some((kind, coef))) => (format!("{}_in_reward", kind.name()), coef),
+            (None, None) => (Kl::K3.name().to_owned(), 0.0),
+        };
+        Ok(ObjectiveConfig {
+            preset: self.preset,
+            advantage: Some(normalizer),
+            tiers: Some(tiers.name().to_owned()),
+            aggregation: Some(objective.aggregation.name().to_owned()),
+            clip_low: Some(objective.clip.low),
+            clip_high: Some(objective.clip.high),
+            dual_clip: objective.clip.dual,
+            kl: Some(KlConfig { kind: name, coef }),
+        })
+    }
+}
+
+/// A name, with its usual settings, or `{ kind, … }`.
+fn advantage<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Normalizer>, D::Error> {
+    let table = match toml::Value::deserialize(from)? {
+        toml::Value::String(name) => return Normalizer::named(&name).map(Some).map_err(D::Error::custom),
+        toml::Value::Table(table) => table,
+        _ => return Err(D::Error::custom("objective.advantage is a name, or a table { kind = NAME, … }")),
+    };
+    let read = Normalizer::deserialize(table.clone()).map_err(|odd| D::Error::custom(odd.message()))?;
+    let known = toml::Table::try_from(read).map_err(D::Error::custom)?;
+    match table.keys().find(|key| !known.contains_key(*key)) {
+        Some(odd) => {
+            let known: Vec<&str> = known.keys().map(String::as_str).collect();
+            Err(D::Error::custom(format!("objective.advantage.{}", unknown(odd, &known))))
+        }
+        None => Ok(Some(read)),
     }
 }
 

@@ -1,6 +1,6 @@
 use super::*;
 use crate::format::adapter::ModuleSet;
-use crate::train::objective::{Aggregation, Clip, Kl, Normalizer, Tiers};
+use crate::train::objective::{Aggregation, BetaDensity, Clip, Kl, Normalizer, Tiers};
 
 const LEAST: &str =
     "captioner = { model = \"m\" }\ndata = { train = \"d.jsonl\" }\nrun = { steps = 3, out = \"o\" }\n";
@@ -119,4 +119,51 @@ fn a_preset_is_what_is_left_unsaid() {
     let shaped = credit(&["objective.kl={kind=\"k1_in_reward\",coef=0.1}"]);
     assert_eq!((shaped.kl_in_reward, shaped.objective.kl), (Some((Kl::K1, 0.1)), None));
     assert_eq!(credit(&["objective.tiers=decompose"]).tiers, Tiers::Decompose);
+    let density = credit(&["objective.advantage={ kind = \"beta_density\", debias = true }"]).normalizer;
+    assert_eq!(density, Normalizer::BetaDensity(BetaDensity { debias: true, ..BetaDensity::default() }));
+}
+
+#[test]
+fn what_is_written_out_says_all_of_the_objective() {
+    let mut cases = vec![vec![], vec!["episode.kind=prco"], vec!["episode.kind=racro"]];
+    let presets = ["acrl-xiao", "acrl-trl", "bnpo-paper", "prco", "racro"];
+    let presets: Vec<String> = presets.iter().map(|name| format!("objective.preset={name}")).collect();
+    cases.extend(presets.iter().map(|preset| vec![preset.as_str()]));
+    cases.extend([
+        vec!["objective.preset=racro", "objective.dual_clip=inf", "objective.clip_high=0.3"],
+        vec!["objective.kl={kind=\"k2_in_reward\",coef=0.1}", "objective.aggregation=const"],
+        vec!["objective.kl={kind=\"k3\",coef=0.0}", "objective.tiers=decompose"],
+        vec!["objective.advantage={kind=\"batch_std\",eps=0.5}"],
+    ]);
+    for changes in cases {
+        let changes: Vec<String> = changes.into_iter().map(str::to_owned).collect();
+        let said = Config::parse(LEAST, &changes).expect("is right");
+        let text = toml::to_string(&said).expect("can be written");
+        assert_eq!(Config::parse(&text, &[]).expect("can be read"), said, "{changes:?}");
+        // What a preset says is said, so that whatever it will say changes nothing.
+        let alone: String = text.split_inclusive('\n').filter(|line| !line.starts_with("preset")).collect();
+        let read = Config::parse(&alone, &[]).expect("can be read");
+        assert_eq!(read.credit().expect("is right"), said.credit().expect("is right"), "{changes:?}");
+        for key in [
+            "[objective.advantage]",
+            "aggregation = ",
+            "clip_low = ",
+            "clip_high = ",
+            "[objective.kl]",
+            "tiers = ",
+        ] {
+            assert!(text.contains(key), "{key} is missing in {text}");
+        }
+    }
+    for (odd, said) in [
+        ("{ kind = \"rloo\", eps = 1.0 }", "objective.advantage.\"eps\" is not known"),
+        ("{ kind = \"group_sdt\" }", "did you mean `group_std`?"),
+        ("{ kind = \"group_std\", eps = nan }", "eps NaN"),
+        ("{ kind = \"beta_density\", largest_wieght = 3.0 }", "did you mean \"largest_weight\"?"),
+        ("{ kind = \"beta_density\", fixed = [0.0, 1.0] }", "fixed holds 0"),
+        ("3", "is a name, or a table"),
+    ] {
+        let refused = refusal(LEAST, &[&format!("objective.advantage={odd}")]);
+        assert!(refused.contains(said), "{odd}: {refused}");
+    }
 }

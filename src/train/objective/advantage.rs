@@ -5,6 +5,7 @@
 
 use super::beta::{BetaDensity, BetaFit, Normalised};
 use crate::error::{Error, Result, unknown};
+use serde::{Deserialize, Serialize};
 
 const OP: &str = "advantages";
 
@@ -12,20 +13,24 @@ const OP: &str = "advantages";
 pub(super) const EQUAL: f64 = 1e-9;
 
 /// How centred rewards are scaled.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Normalizer {
     /// R − r̄ (Dr. GRPO).
     None,
     /// Over the group's standard deviation plus `eps` (GRPO).
     GroupStd {
         /// Added to the deviation.
+        #[serde(default = "usual_eps")]
         eps: f64,
         /// What is taken off the count: 1 is unbiased.
+        #[serde(default = "usual_ddof")]
         ddof: usize,
     },
     /// Over the standard deviation of all rewards plus `eps`.
     BatchStd {
         /// Added to the deviation.
+        #[serde(default = "usual_eps")]
         eps: f64,
     },
     /// Centred rewards whitened over the batch (REINFORCE++ with a group baseline).
@@ -36,13 +41,21 @@ pub enum Normalizer {
     BetaDensity(BetaDensity),
 }
 
+fn usual_eps() -> f64 {
+    1e-4
+}
+
+fn usual_ddof() -> usize {
+    1
+}
+
 impl Normalizer {
     /// By the name a configuration gives it, with its usual settings.
     pub fn named(name: &str) -> Result<Self> {
         Ok(match name {
             "none" => Normalizer::None,
-            "group_std" => Normalizer::GroupStd { eps: 1e-4, ddof: 1 },
-            "batch_std" => Normalizer::BatchStd { eps: 1e-4 },
+            "group_std" => Normalizer::GroupStd { eps: usual_eps(), ddof: usual_ddof() },
+            "batch_std" => Normalizer::BatchStd { eps: usual_eps() },
             "whiten" => Normalizer::Whiten,
             "rloo" => Normalizer::Rloo,
             "beta_density" => Normalizer::BetaDensity(BetaDensity::default()),
@@ -59,6 +72,31 @@ impl Normalizer {
                 return Err(Error::caller("advantage", unknown(other, &known)));
             }
         })
+    }
+
+    /// Refuses settings that mean nothing.
+    pub fn check(&self) -> Result<()> {
+        let refuse = |what: String| Err(Error::caller("advantage", what));
+        match *self {
+            Normalizer::GroupStd { eps, .. } | Normalizer::BatchStd { eps } => {
+                if !(eps.is_finite() && eps >= 0.0) {
+                    return refuse(format!("eps {eps} is to be added to a deviation; it is 0 or above"));
+                }
+            }
+            Normalizer::BetaDensity(BetaDensity { range: [low, high], largest_weight, fixed, .. }) => {
+                if !(low.is_finite() && high.is_finite() && low < high) {
+                    return refuse(format!("a range of rewards from {low} to {high}"));
+                }
+                if largest_weight.is_nan() || largest_weight <= 0.0 {
+                    return refuse(format!("largest_weight {largest_weight} is not above 0"));
+                }
+                if let Some(odd) = fixed.iter().flatten().find(|odd| !(odd.is_finite() && **odd > 0.0)) {
+                    return refuse(format!("fixed holds {odd}; a density's parameters are above 0"));
+                }
+            }
+            Normalizer::None | Normalizer::Whiten | Normalizer::Rloo => {}
+        }
+        Ok(())
     }
 }
 

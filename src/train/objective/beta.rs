@@ -3,9 +3,11 @@
 
 use super::advantage::{EQUAL, centred, is_uniform, mean, times, variance};
 use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
 
 /// Settings of Beta normalisation.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct BetaDensity {
     /// The rewards that mean nothing right and all right.
     pub range: [f64; 2],

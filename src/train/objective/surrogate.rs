@@ -61,6 +61,17 @@ pub enum Kl {
     K3,
 }
 
+impl Kl {
+    /// The name a configuration gives it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kl::K1 => "k1",
+            Kl::K2 => "k2",
+            Kl::K3 => "k3",
+        }
+    }
+}
+
 /// The estimate for a token.
 pub fn kl(kind: Kl, logp: f64, reference: f64) -> Slope {
     let d = logp - reference;
@@ -109,6 +120,17 @@ impl Aggregation {
                 return Err(Error::caller("aggregation", unknown(other, &known)));
             }
         })
+    }
+
+    /// The name a configuration gives it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Aggregation::SeqMeanTokenMean => "seq_mean_token_mean",
+            Aggregation::TokenMeanLocal => "token_mean_local",
+            Aggregation::TokenMeanGlobal => "token_mean_global",
+            Aggregation::Const { .. } => "const",
+            Aggregation::SeqMeanTokenSum => "seq_mean_token_sum",
+        }
     }
 }
 

@@ -43,6 +43,14 @@ impl Tiers {
             other => Err(Error::caller(OP, unknown(other, &["direct", "decompose"]))),
         }
     }
+
+    /// The name a configuration gives it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Tiers::Direct => "direct",
+            Tiers::Decompose => "decompose",
+        }
+    }
 }
 
 /// Advantages of groups of completions, each with its trials, whose rewards are averaged. `payment` does not rise.
