@@ -146,6 +146,7 @@ impl Config {
         self.episode.check()?;
         self.reasoner.check()?;
         self.prompts.protocol()?;
+        self.layout()?;
         self.train_settings()?.optimiser.check()?;
         Ok(self)
     }
@@ -181,11 +182,13 @@ impl Config {
 
     /// The layout of the data's files.
     pub fn layout(&self) -> Result<Layout> {
-        match self.data.layout.as_deref() {
-            None => Ok(Layout::default()),
+        let mut layout = match self.data.layout.as_deref() {
+            None => Layout::default(),
             Some(name) => Layout::named(name)
-                .ok_or_else(|| Error::caller(OP, format!("data.layout {}", unknown(name, &Layout::NAMES)))),
-        }
+                .ok_or_else(|| Error::caller(OP, format!("data.layout {}", unknown(name, &Layout::NAMES))))?,
+        };
+        self.data.keys.iter().try_for_each(|(what, column)| layout.set(what, column))?;
+        Ok(layout)
     }
 }
 

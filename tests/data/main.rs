@@ -245,16 +245,62 @@ fn files_that_hold_nothing_are_errors() {
     assert!(fault(&folder.path().join("sub")).contains("holds no .jsonl or .parquet file"));
 }
 
+/// A layout as a run's configuration says it.
+fn configured(changes: &[&str]) -> pellucid::error::Result<Layout> {
+    let text = "captioner = { model = \"m\" }\ndata = { train = \"d\" }\nrun = { steps = 1, out = \"o\" }";
+    let changes: Vec<String> = changes.iter().map(|change| format!("data.{change}")).collect();
+    pellucid::rl::config::Config::parse(text, &changes)?.layout()
+}
+
+/// Columns with names of somebody's own.
+const KEYS: [&str; 8] = [
+    "keys.question=text.body",
+    "keys.answer=gold",
+    "keys.image=scan",
+    "keys.id=uid",
+    "keys.choices=among",
+    "keys.answer_type=form",
+    "keys.subject=topic",
+    "keys.difficulty=stars",
+];
+
+fn own_names() -> Value {
+    json!({"text": {"body": "Which?"}, "gold": "B", "scan": "1.png", "uid": "x7", "among": ["3", "4"], "form": "choice",
+        "topic": "sums", "stars": "5", "question": "not this", "answer": "A", "id": "no", "image": "gone.png"})
+}
+
+fn assert_own_names(problem: &Problem) {
+    assert_eq!((problem.question.as_str(), problem.answer.as_str()), ("Which?", "B"));
+    assert_eq!((problem.id.as_str(), pictures(problem)), ("x7", vec![b"1.png".to_vec()]));
+    assert_eq!((problem.choices.join(" ").as_str(), problem.gold.answer_type()), ("3 4", AnswerType::Choice));
+    assert_eq!((problem.subject.as_deref(), problem.difficulty.as_deref()), (Some("sums"), Some("5")));
+}
+
 #[test]
-fn columns_can_be_named() {
-    let mut layout = Layout { needs_image: false, ..Layout::default() };
-    assert!(layout.set("question", "text.body") && layout.set("answer", "gold"));
-    assert!(!layout.set("colour", "gold"));
-    let (_folder, loaded) = load(
-        &layout,
-        &[json!({"text": {"body": "What?"}, "gold": "blue", "question": "not this", "answer": "x"})],
+fn columns_can_be_named_one_by_one() {
+    let (_folder, loaded) = load(&configured(&KEYS).expect("is right"), &[own_names()]);
+    assert_own_names(&loaded.problems[0]);
+    // On top of a layout, whose other columns stay.
+    let layout = configured(&["layout=mmmu_pro", "keys.image=scan"]).expect("is right");
+    let row = json!({"id": "i", "question": "?", "options": "['1', '2']", "answer": "B", "scan": "1.png", "image_1": "gone.png"});
+    let (_folder, loaded) = load(&layout, &[row]);
+    assert_eq!(
+        (pictures(&loaded.problems[0]), loaded.problems[0].choices.len()),
+        (vec![b"1.png".to_vec()], 2)
     );
-    assert_eq!((loaded.problems[0].question.as_str(), loaded.problems[0].answer.as_str()), ("What?", "blue"));
+    // In several questions about a picture, too.
+    let layout = configured(&["keys.question=ask", "keys.questions=several"]).expect("is right");
+    let row = json!({"image": "1.png", "several": [{"ask": "One?", "answer": "1"}, {"ask": "Two?", "answer": "2"}]});
+    let (_folder, loaded) = load(&layout, &[row]);
+    assert_eq!(loaded.problems[0].questions[1].question, "Two?");
+
+    let odd = configured(&["keys.anwser=gold"]).expect_err("is no key").to_string();
+    assert!(odd.contains("\"anwser\" is not known (did you mean \"answer\"?)"), "{odd}");
+    let folder = folder();
+    let path = write(folder.path(), "rows.jsonl", lines(&[own_names()]));
+    let layout = configured(&["keys.subject=topics"]).expect("is right");
+    let odd = Loaded::open(&path, &layout, &Policy::default()).expect_err("is not there").to_string();
+    assert!(odd.contains("rows.jsonl: no row has the column \"topics\" that data.keys names"), "{odd}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The same from parquet files, written here column by column as the hub's library writes them.
 
-use super::{folder, open, pictures};
+use super::{KEYS, assert_own_names, configured, folder, open, own_names, pictures};
 use parquet::column::writer::ColumnWriter;
 use parquet::data_type::ByteArray;
 use parquet::file::properties::WriterProperties;
@@ -109,11 +109,15 @@ fn loaded(
     fields: &str,
     rows: &[Value],
 ) -> (tempfile::TempDir, pellucid::task::data::Loaded) {
+    let layout = name.map_or_else(Layout::default, |name| Layout::named(name).expect("is published"));
+    read(&layout, fields, rows)
+}
+
+fn read(layout: &Layout, fields: &str, rows: &[Value]) -> (tempfile::TempDir, pellucid::task::data::Loaded) {
     let folder = folder();
     let path = folder.path().join("train-00000-of-00001.parquet");
     write(&path, &format!("message schema {{ {} }}", fields.replace("PICTURE", PICTURE)), rows);
-    let layout = name.map_or_else(Layout::default, |name| Layout::named(name).expect("is published"));
-    let loaded = open(&path, &layout);
+    let loaded = open(&path, layout);
     assert_eq!(loaded.faults, []);
     assert_eq!(loaded.problems.len(), rows.len());
     (folder, loaded)
@@ -189,6 +193,19 @@ fn verl() {
     let (_folder, loaded) = loaded(None, fields, &[row]);
     let problem = &loaded.problems[0];
     assert_eq!((problem.id.as_str(), problem.question.as_str(), problem.answer.as_str()), ("12", "x?", "7"));
+}
+
+#[test]
+fn columns_can_be_named_one_by_one() {
+    let fields = "optional group text { optional binary body (UTF8); } optional binary gold (UTF8);
+        optional binary scan (UTF8); optional binary uid (UTF8);
+        optional group among (LIST) { repeated group list { optional binary element (UTF8); } }
+        optional binary form (UTF8); optional binary topic (UTF8); optional binary stars (UTF8);
+        optional binary question (UTF8); optional binary answer (UTF8); optional binary id (UTF8);
+        optional binary image (UTF8);";
+    let layout = configured(&KEYS).expect("is right");
+    let (_folder, loaded) = read(&layout, fields, &[own_names()]);
+    assert_own_names(&loaded.problems[0]);
 }
 
 /// A file cut short or damaged is an error and no panic.

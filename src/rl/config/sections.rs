@@ -4,6 +4,7 @@ use crate::error::Result;
 use crate::format::adapter::{ModuleSet, Pattern};
 use crate::train::LoraSpec;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// The model that is trained.
@@ -104,6 +105,9 @@ pub struct Data {
     pub eval_limit: Option<usize>,
     /// The layout of the files, by the name of a published data set.
     pub layout: Option<String>,
+    /// Columns by what they hold, in place of the layout's.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub keys: BTreeMap<String, String>,
     /// In another order every epoch.
     #[serde(default = "yes")]
     pub shuffle: bool,

@@ -3,6 +3,7 @@
 //! Where a data set has a column for something, its name is here; what a layout says in a way of its own (options in
 //! one text, pictures in seven columns) is brought into shape by the flags.
 
+use crate::error::{Error, Result, unknown};
 use std::borrow::Cow;
 
 /// Names of columns, in order of preference; `a.b` is a column inside another.
@@ -44,6 +45,8 @@ pub struct Layout {
     pub ids_per_file: bool,
     /// Whether a row without a picture is a fault.
     pub needs_image: bool,
+    /// Columns that were asked for by [`Layout::set`]: some row has to have each.
+    pub asked: Vec<String>,
 }
 
 const fn names(names: &'static [Cow<'static, str>]) -> Names {
@@ -74,6 +77,7 @@ impl Default for Layout {
             fallback_question: None,
             ids_per_file: false,
             needs_image: true,
+            asked: Vec::new(),
         }
     }
 }
@@ -175,21 +179,29 @@ impl Layout {
         })
     }
 
-    /// Asks for one thing in one column only, as a configuration may. False where there is no such thing.
-    pub fn set(&mut self, what: &str, column: &str) -> bool {
-        let field = match what {
+    /// What [`Layout::set`] knows.
+    pub const COLUMNS: [&'static str; 9] =
+        ["id", "image", "question", "answer", "choices", "answer_type", "subject", "difficulty", "questions"];
+
+    /// Asks for one of [`Layout::COLUMNS`] in this column of the files and in no other.
+    pub fn set(&mut self, what: &str, column: &str) -> Result<()> {
+        let names = match what {
             "id" => &mut self.id,
-            "image" | "images" => &mut self.images,
-            "question" | "prompt" | "problem" => &mut self.question,
-            "answer" | "solution" => &mut self.answer,
+            "image" => {
+                self.numbered_images = names![];
+                &mut self.images
+            }
+            "question" => &mut self.question,
+            "answer" => &mut self.answer,
             "choices" => &mut self.choices,
             "answer_type" => &mut self.answer_type,
             "subject" => &mut self.subject,
             "difficulty" => &mut self.difficulty,
             "questions" => &mut self.questions,
-            _ => return false,
+            _ => return Err(Error::caller("data.keys", unknown(what, &Layout::COLUMNS))),
         };
-        *field = Cow::Owned(vec![Cow::Owned(column.to_owned())]);
-        true
+        *names = Cow::Owned(vec![Cow::Owned(column.to_owned())]);
+        self.asked.push(column.to_owned());
+        Ok(())
     }
 }

@@ -143,9 +143,11 @@ impl Loaded {
         let mut loaded = Loaded::default();
         let mut known: HashMap<String, Place> = HashMap::new();
         let mut number = 0;
+        let mut unseen = layout.asked.clone();
         rows::each(path, &mut |row| {
             let (place, id, problem) = match row {
                 Ok(row) => {
+                    unseen.retain(|column| !record::has(&row, layout, column));
                     let id = record::id(&row, layout, number);
                     (row.place.clone(), Some(id.clone()), record::problem(&row, layout, policy, id))
                 }
@@ -164,6 +166,9 @@ impl Loaded {
                 Err(what) => loaded.faults.push(Fault { place, id, what }),
             }
         })?;
+        if let Some(column) = unseen.first().filter(|_| number > 0) {
+            return Err(Error::file(path, format!("no row has the column {column:?} that data.keys names")));
+        }
         match (loaded.problems.is_empty(), loaded.faults.first()) {
             (false, _) => Ok(loaded),
             (true, None) => Err(Error::file(path, "holds no rows")),

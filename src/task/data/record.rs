@@ -68,6 +68,15 @@ pub(super) fn problem(row: &Row, layout: &Layout, policy: &Policy, id: String) -
     })
 }
 
+/// Whether a row has this column, or one of its questions has.
+pub(super) fn has(row: &Row, layout: &Layout, column: &str) -> bool {
+    let several = match first(&row.cells, &layout.questions) {
+        Some(Cell::List(items)) => items.as_slice(),
+        _ => &[],
+    };
+    several.iter().chain([&row.cells]).any(|cells| cells.get(column).is_some())
+}
+
 /// What is asked in some cells, about pictures that stand elsewhere.
 fn asked(cells: &Cell, row: &Row, layout: &Layout, policy: &Policy, pictures: usize) -> Read<Problem> {
     let question = question(cells, layout, pictures)?;
