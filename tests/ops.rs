@@ -7,6 +7,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+#[path = "ops/attention_backward.rs"]
+mod attention_backward;
 #[path = "ops/backward.rs"]
 mod backward;
 #[path = "ops/draws.rs"]
@@ -19,6 +21,8 @@ mod groups;
 mod harness;
 #[path = "support/narrow.rs"]
 mod narrow;
+#[path = "ops/optimiser.rs"]
+mod optimiser;
 
 use harness::{Candidate, Random, backends, compare, indices, packed, poisoned, rows, same_bits, wide};
 use pellucid::{

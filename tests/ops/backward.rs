@@ -1,13 +1,14 @@
-//! Backward ops and the optimiser against the f64 oracle, and against themselves: same arguments, same bits.
+//! Backward ops against the f64 oracle, and against themselves: same arguments, same bits.
 
 use crate::{
     WEIGHTS,
+    attention_backward::Attended,
     harness::{Random, backends, compare, indices, packed, poisoned, rows, same_bits, wide},
 };
 use pellucid::{
     backend::{
         Activation, AdamwParameter, AdamwSettings, AttentionGrads, Backend, Linear, LinearGrads, LoraGrads,
-        LoraRows, Pages, Segments, cpu::Cpu,
+        LoraRows, Segments, cpu::Cpu,
     },
     tensor::{Dtype, Tensor},
 };
@@ -194,157 +195,6 @@ fn rms_norm_backward_equals_the_oracle() {
     }
 }
 
-/// Attention with what its forward gave: in f32, the same for everybody.
-struct Attended {
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    dout: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    starts: Tensor,
-    parents: Option<Tensor>,
-    causal: bool,
-}
-
-const SCALE: f32 = 0.3;
-
-impl Attended {
-    fn new(
-        random: &mut Random,
-        dtype: Dtype,
-        starts: &[i32],
-        parents: Option<&[i32]>,
-        [heads, kv_heads, d]: [usize; 3],
-    ) -> Self {
-        let t = starts[starts.len() - 1] as usize;
-        let mut case = Attended {
-            q: random.tensor(Dtype::F32, &[t, heads, d]),
-            k: random.tensor(dtype, &[t, kv_heads, d]),
-            v: random.tensor(dtype, &[t, kv_heads, d]),
-            dout: random.tensor(Dtype::F32, &[t, heads, d]),
-            out: poisoned(Dtype::F32, &[t, heads, d]),
-            lse: poisoned(Dtype::F32, &[t, heads]),
-            starts: indices(starts),
-            parents: parents.map(indices),
-            causal: true,
-        };
-        case.attend();
-        case
-    }
-
-    fn attend(&mut self) {
-        let (mut out, mut lse) = (self.out.clone(), self.lse.clone());
-        let cpu = Cpu::new(Some(1)).unwrap();
-        let Attended { q, k, v, causal, .. } = &*self;
-        cpu.attention(&mut out, Some(&mut lse), q, k, v, &self.segments(), *causal, SCALE).unwrap();
-        (self.out, self.lse) = (out, lse);
-    }
-
-    fn segments(&self) -> Segments<'_> {
-        Segments { starts: &self.starts, parents: self.parents.as_ref() }
-    }
-
-    fn run(&self, backend: &dyn Backend, activation: Dtype) -> Vec<Tensor> {
-        let like = |tensor: &Tensor| poisoned(activation, tensor.shape());
-        let mut grads = AttentionGrads { dq: like(&self.q), dk: like(&self.k), dv: like(&self.v) };
-        let [q, k, v, dout, out, lse] = [&self.q, &self.k, &self.v, &self.dout, &self.out, &self.lse]
-            .map(|tensor| wide(tensor, activation));
-        let segments = self.segments();
-        backend
-            .attention_backward(&mut grads, &dout, &out, &lse, &q, &k, &v, &segments, self.causal, SCALE)
-            .unwrap();
-        vec![grads.dq, grads.dk, grads.dv]
-    }
-}
-
-#[test]
-fn attention_backward_equals_the_oracle() {
-    let mut random = Random(25);
-    for (starts, parents, sizes) in [
-        (vec![0, 1], None, [1, 1, 8]),
-        (vec![0, 0, 5, 5, 22], None, [4, 2, 16]),
-        (vec![0, 140], None, [7, 1, 64]),
-        (vec![0, 256, 300, 301], None, [2, 2, 72]),
-        (vec![0, 270, 300, 300, 310, 350], Some([0, 0, 2, 0, 2]), [6, 3, 20]),
-    ] {
-        for dtype in WEIGHTS {
-            let parents = parents.as_ref().map(|parents| &parents[..]);
-            let mut case = Attended::new(&mut random, dtype, &starts, parents, sizes);
-            for causal in [true, false] {
-                if !causal && parents.is_some() {
-                    continue;
-                }
-                case.causal = causal;
-                case.attend();
-                for backend in backends() {
-                    let what = format!("attention_backward {dtype} {starts:?} {sizes:?}, causal {causal}");
-                    compare(&what, &backend, |backend, activation| case.run(backend, activation));
-                }
-            }
-        }
-    }
-}
-
-/// A child behind its parent, the two as one sequence, and the child's queries over a cache of both: same bits.
-#[test]
-fn a_child_is_the_end_of_one_long_sequence() {
-    let mut random = Random(26);
-    let ([heads, kv_heads, d], page) = ([6, 2, 40], 64);
-    for dtype in WEIGHTS {
-        // The parent has 270 rows, a sequence of its own stands between, children have 250 and 3.
-        let starts = [0, 270, 277, 527, 530];
-        let q = random.tensor(Dtype::F32, &[530, heads, d]);
-        let (k, v) = (random.tensor(dtype, &[530, kv_heads, d]), random.tensor(dtype, &[530, kv_heads, d]));
-        let (starts, parents) = (indices(&starts), indices(&[0, 1, 0, 0]));
-        for backend in backends() {
-            let attend = |q: &Tensor, k: &Tensor, v: &Tensor, segments: &Segments<'_>| {
-                let mut out = poisoned(Dtype::F32, q.shape());
-                let mut lse = poisoned(Dtype::F32, &q.shape()[..2]);
-                backend.attention(&mut out, Some(&mut lse), q, k, v, segments, true, SCALE).unwrap();
-                [out, lse]
-            };
-            let all = attend(&q, &k, &v, &Segments { starts: &starts, parents: Some(&parents) });
-            for child in [277..527, 527..530] {
-                let family = |tensor: &Tensor| {
-                    let ids: Vec<i32> = (0..270).chain(child.clone().map(|row| row as i32)).collect();
-                    let mut shape = tensor.shape().to_vec();
-                    shape[0] = ids.len();
-                    let mut out = poisoned(tensor.dtype(), &shape);
-                    backend.gather_rows(&mut out, tensor, &indices(&ids)).unwrap();
-                    out
-                };
-                let (long_q, long_k, long_v) = (family(&q), family(&k), family(&v));
-                let (length, own) = (270 + child.len(), 270..270 + child.len());
-                let long = attend(&long_q, &long_k, &long_v, &packed(&indices(&[0, length as i32])));
-
-                let pages = length.div_ceil(page);
-                let pool = || poisoned(dtype, &[pages, kv_heads, page, d]);
-                let (mut k_pool, mut v_pool) = (pool(), pool());
-                let slots: Vec<i32> = (0..length as i32).collect();
-                backend.kv_append(&mut k_pool, &mut v_pool, &long_k, &long_v, &indices(&slots)).unwrap();
-                let table: Vec<i32> = (0..pages as i32).collect();
-                let q = rows(&q, child.clone());
-                let (mut out, mut lse) =
-                    (poisoned(Dtype::F32, q.shape()), poisoned(Dtype::F32, &q.shape()[..2]));
-                let pages = Pages {
-                    query_starts: &indices(&[0, child.len() as i32]),
-                    lengths: &indices(&[length as i32]),
-                    tables: &Tensor::from_slice(&[1, pages], &table).unwrap(),
-                    groups: None,
-                };
-                backend
-                    .paged_attention(&mut out, Some(&mut lse), &q, &k_pool, &v_pool, &pages, SCALE)
-                    .unwrap();
-                for ((all, long), paged) in all.iter().zip(&long).zip([out, lse]) {
-                    same_bits("one sequence", &rows(all, child.clone()), &rows(long, own.clone()));
-                    same_bits("paged", &rows(all, child.clone()), &paged);
-                }
-            }
-        }
-    }
-}
-
 struct Head {
     hidden: Tensor,
     weight: Tensor,
@@ -421,89 +271,6 @@ fn rows_gathered_twice_get_both_gradients() {
             backend.gather_rows_backward(&mut dtable, &wide(&dout, activation), &indices(&ids)).unwrap();
             vec![rows(&dtable, 10..11), dtable]
         });
-    }
-}
-
-#[test]
-fn the_optimiser_equals_the_oracle() {
-    let mut random = Random(29);
-    for backend in backends() {
-        let shapes: [&[usize]; 3] = [&[1], &[33, 7], &[40_000]];
-        let state = shapes.map(|shape| [(); 4].map(|()| random.tensor(Dtype::F32, shape)));
-        for step in [1, 1000] {
-            compare("sq_norm, adamw", &backend, |backend, activation| {
-                let mut held: Vec<[Tensor; 4]> = state
-                    .iter()
-                    .map(|tensors| tensors.each_ref().map(|tensor| wide(tensor, activation)))
-                    .collect();
-                for tensors in &mut held {
-                    // A mean of squares is not below 0.
-                    let squares: Vec<f64> = tensors[2].to_f64().iter().map(|v| v * v).collect();
-                    let shape = tensors[2].shape().to_vec();
-                    tensors[2] = Tensor::from_slice(&shape, &squares).unwrap().converted(activation).unwrap();
-                }
-                let gradients: Vec<&Tensor> = held.iter().map(|tensors| &tensors[3]).collect();
-                let mut sums = poisoned(activation, &[3]);
-                backend.sq_norm(&mut sums, &gradients).unwrap();
-                let mut weights = shapes.map(|shape| poisoned(activation, shape));
-                let mut parameters: Vec<AdamwParameter<'_>> = held
-                    .iter_mut()
-                    .zip(&mut weights)
-                    .zip([0.1, 0.0, 0.0])
-                    .map(|(([master, first, second, gradient], weight), decay)| AdamwParameter {
-                        master,
-                        first,
-                        second,
-                        gradient,
-                        weight: Some(weight),
-                        decay,
-                    })
-                    .collect();
-                let settings = AdamwSettings {
-                    learning_rate: 0.01,
-                    beta1: 0.9,
-                    beta2: 0.95,
-                    eps: 1e-8,
-                    step,
-                    scale: 0.3,
-                };
-                backend.adamw(&mut parameters, &settings).unwrap();
-                let changed = held.iter().flat_map(|[master, first, second, _]| [master, first, second]);
-                changed.chain(&weights).chain([&sums]).cloned().collect()
-            });
-        }
-    }
-}
-
-#[test]
-fn a_weight_is_its_master_rounded() {
-    let mut random = Random(30);
-    let gradient = random.tensor(Dtype::F32, &[1000]);
-    for backend in backends() {
-        let mut master = random.tensor(Dtype::F32, &[1000]);
-        let [mut first, mut second] = [(); 2].map(|()| Tensor::zeros(Dtype::F32, &[1000]).unwrap());
-        let mut weight = poisoned(Dtype::BF16, &[1000]);
-        let parameter = AdamwParameter {
-            master: &mut master,
-            first: &mut first,
-            second: &mut second,
-            gradient: &gradient,
-            weight: Some(&mut weight),
-            decay: 0.0,
-        };
-        let settings =
-            AdamwSettings { learning_rate: 0.01, beta1: 0.9, beta2: 0.95, eps: 1e-8, step: 1, scale: 1.0 };
-        backend.adamw(&mut [parameter], &settings).unwrap();
-        same_bits("weight", &weight, &master.converted(Dtype::BF16).unwrap());
-    }
-}
-
-#[test]
-fn zero_is_zero() {
-    for backend in backends() {
-        let mut tensor = poisoned(Dtype::F32, &[7, 3]);
-        backend.zero(&mut tensor).unwrap();
-        assert_eq!(tensor.to_f64(), [0.0; 21]);
     }
 }
 

@@ -3,9 +3,13 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 #[cfg(feature = "emu")]
-#[path = "support/narrow.rs"]
+#[path = "../support/narrow.rs"]
 mod narrow;
+#[path = "../support/mod.rs"]
 mod support;
+
+mod memory;
+mod torch;
 
 use pellucid::backend::{Backend, cpu::Cpu, plain::Plain};
 use pellucid::engine::{Input, ScoreRequest, score};
@@ -27,18 +31,6 @@ use std::{
     sync::Arc,
 };
 use support::golden::{Case, images};
-
-const CASES: [&str; 9] = [
-    "qwen2",
-    "qwen2_5",
-    "qwen3",
-    "llama3",
-    "smollm2",
-    "qwen2_vl",
-    "qwen2_5_vl",
-    "internvl3",
-    "internvl3_large",
-];
 
 fn cpu() -> Arc<dyn Backend> {
     Arc::new(Cpu::new(None).unwrap())
@@ -121,29 +113,6 @@ fn distance(ours: &[f64], theirs: &[f64]) -> f64 {
     if far.is_nan() { f64::INFINITY } else { far }
 }
 
-#[test]
-fn gradients_are_those_of_torch_and_peft() {
-    for case in CASES.map(Case::read) {
-        let school = School::new(&case, cpu(), Dtype::F32);
-        let theirs = Checkpoint::open_file(&school.folder.join("gradients.safetensors")).unwrap();
-        let theirs: BTreeMap<String, Vec<f64>> = theirs
-            .views()
-            .map(|view| {
-                let name = view.name().trim_start_matches("base_model.model.").trim_end_matches(".weight");
-                let values: &[f32] = bytemuck::cast_slice(view.bytes());
-                (canonical_module(name).to_owned(), values.iter().map(|&value| value.into()).collect())
-            })
-            .collect();
-        let ours = school.gradients(&school.batches(4096), fixture_slope);
-        let names = school.lora.names();
-        assert_eq!(names.len(), theirs.len(), "{}", case.name);
-        for (name, tensor) in names.iter().zip(ours.tensors()) {
-            let far = distance(&tensor.to_f64(), &theirs[canonical_module(name)]);
-            assert!(far < 1e-4, "{} {name}: off by {far:e}", case.name);
-        }
-    }
-}
-
 fn settings(objective: Objective, optimiser: OptimiserSettings) -> TrainSettings {
     TrainSettings { objective, optimiser, microbatch_tokens: 4096, updates: 1, keep_bytes: 0 }
 }
@@ -154,37 +123,6 @@ fn objective() -> Objective {
         kl: None,
         aggregation: Aggregation::SeqMeanTokenMean,
         temperature: 1.0,
-    }
-}
-
-#[derive(serde::Deserialize)]
-struct Steps {
-    losses: Vec<f64>,
-    norms: Vec<f64>,
-}
-
-#[test]
-fn ten_steps_lose_what_torch_loses() {
-    for case in CASES.map(Case::read) {
-        let school = School::new(&case, cpu(), Dtype::F32);
-        let text = std::fs::read_to_string(school.folder.join("steps.json")).unwrap();
-        let theirs: Steps = serde_json::from_str(&text).unwrap();
-        let optimiser = OptimiserSettings {
-            learning_rate: 2e-3,
-            betas: [0.9, 0.99],
-            weight_decay: 0.01,
-            max_grad_norm: 0.5,
-            ..OptimiserSettings::default()
-        };
-        let mut trainer =
-            Trainer::new(school.model.clone(), school.lora, settings(objective(), optimiser)).unwrap();
-        for (step, (loss, norm)) in theirs.losses.iter().zip(&theirs.norms).enumerate() {
-            let stats = trainer.supervise(&school.samples).unwrap();
-            let (far, off) = ((stats.loss - loss).abs(), (stats.grad_norm / norm - 1.0).abs());
-            assert!(far < 1e-4, "{} step {step}: loss {} for {loss}", case.name, stats.loss);
-            assert!(off < 1e-3, "{} step {step}: norm {} for {norm}", case.name, stats.grad_norm);
-        }
-        assert!(theirs.losses[9] < theirs.losses[0] - 0.1, "{}: nothing was learned", case.name);
     }
 }
 
@@ -458,48 +396,6 @@ fn a_run_that_is_interrupted_goes_on_bit_for_bit() {
     assert_eq!(resumed.counts(), straight.counts());
 }
 
-/// PEFT loads a checkpoint without missing or refusing anything, and its log-probs are ours.
-#[test]
-#[ignore = "needs tests/golden/requirements.txt: PYTHON=python cargo test --test training -- --ignored"]
-fn checkpoints_are_read_by_peft() {
-    for name in ["qwen3", "qwen2_5_vl", "internvl3"] {
-        let school = School::new(&Case::read(name), cpu(), Dtype::F32);
-        let named = ModuleSet::Named(vec!["v_proj".into(), "up_proj".into(), "down_proj".into()]);
-        for targets in [ModuleSet::AllLinear, named] {
-            let spec = LoraSpec { rank: 4, alpha: 6.0, targets, base_model: Some(name.to_owned()) };
-            let lora = Lora::fresh(&school.model.config, spec, 3).unwrap();
-            let optimiser = OptimiserSettings { learning_rate: 1e-2, ..OptimiserSettings::default() };
-            let settings = settings(objective(), optimiser);
-            let mut trainer = Trainer::new(school.model.clone(), lora, settings).unwrap();
-            for _ in 0..3 {
-                trainer.supervise(&school.samples).unwrap();
-            }
-            let home = tempfile::tempdir().unwrap();
-            let folder = save(&trainer, &[], home.path(), 3, 1, &serde_json::Value::Null).unwrap();
-            let python = std::env::var_os("PYTHON").unwrap_or("python3".into());
-            let script = school.folder.join("../../trained.py");
-            let run = std::process::Command::new(python).arg(script).arg(name).arg(&folder).output().unwrap();
-            assert!(run.status.success(), "{name}: {}", String::from_utf8_lossy(&run.stderr));
-            let theirs: Vec<Vec<f64>> = serde_json::from_slice(&run.stdout).unwrap();
-
-            let mut learner = Learner::new(school.model.clone()).unwrap();
-            let mut far = |adapter| {
-                let batch = &school.batches(10_000)[0];
-                let ours = learner.read(&school.samples, batch, adapter, 1.0).unwrap().logp.concat();
-                let theirs = theirs.concat();
-                assert_eq!(ours.len(), theirs.len());
-                // In f32 a log-prob of −10 has a digit less than one of −1.
-                let off = |(a, b): (&f64, &f64)| (a - b).abs() / b.abs().max(1.0);
-                ours.iter().zip(&theirs).map(off).fold(0.0, f64::max)
-            };
-            let (with, without) = (far(Some(&trainer.adapter())), far(None));
-            println!("{name}: off by {with:e}; {without:.2} without the adapter");
-            assert!(with < 1e-5, "{name}: log-probs are off by {with:e}");
-            assert!(without > 0.1, "{name}: training changed no log-prob by more than {without}");
-        }
-    }
-}
-
 #[test]
 fn a_gradient_that_is_not_finite_moves_nothing_and_is_named() {
     let school = School::new(&Case::read("qwen2"), cpu(), Dtype::F32);
@@ -520,56 +416,6 @@ fn a_gradient_that_is_not_finite_moves_nothing_and_is_named() {
     assert!(refused.contains("sample 1") && refused.contains("NaN"), "{refused}");
     samples.clear();
     assert!(trainer.step(&samples).unwrap_err().to_string().contains("no completions"));
-}
-
-#[test]
-fn activations_take_what_was_planned() {
-    for (name, dtype) in [("qwen3", Dtype::F32), ("qwen2_5", Dtype::BF16)] {
-        let school = School::new(&Case::read(name), cpu(), dtype);
-        let samples = graded(&school);
-        let mut trainer = Trainer::new(school.model.clone(), school.lora.clone(), reinforce()).unwrap();
-        let mut held = Vec::new();
-        for _ in 0..4 {
-            trainer.step(&samples).unwrap();
-            held.push(trainer.activation_bytes());
-        }
-        assert!(held.iter().all(|&bytes| bytes == held[0]), "{held:?}");
-        let rows = packed(&samples, 300).iter().map(|batch| batch.tokens).max().unwrap();
-        let cache = school.model.decoder.cache_dtype(&*school.model.backend);
-        let planned = train_bytes(school.model.decoder.config(), Dtype::F32, cache, rows);
-        assert!(held[0].abs_diff(planned) * 20 <= planned, "{name}: {} for {planned}", held[0]);
-    }
-}
-
-/// What is kept of blocks changes no bit, and takes what was planned.
-#[test]
-fn what_is_kept_is_what_would_be_computed() {
-    for (name, dtype) in [("qwen3", Dtype::BF16), ("qwen2_5_vl", Dtype::F32)] {
-        let school = School::new(&Case::read(name), cpu(), dtype);
-        let samples = graded(&school);
-        let model = &school.model;
-        let block = kept_block_bytes(model.decoder.config(), Dtype::F32, reinforce().microbatch_tokens);
-        let run = |keep_bytes: usize| {
-            let settings = TrainSettings { keep_bytes, ..reinforce() };
-            let mut trainer = Trainer::new(model.clone(), school.lora.clone(), settings).unwrap();
-            let stats: Vec<_> = (0..3).map(|_| trainer.step(&samples).unwrap()).collect();
-            let weights: Vec<Vec<u8>> =
-                trainer.lora().unwrap().tensors().map(|tensor| tensor.bytes().to_vec()).collect();
-            (stats, weights, trainer.activation_bytes())
-        };
-        let (stats, weights, bytes) = run(block - 1);
-        // What is held is that of the last microbatch; a plan says how many rows that had.
-        let cache = model.decoder.cache_dtype(&*model.backend);
-        let rows = bytes / train_bytes(model.decoder.config(), Dtype::F32, cache, 1);
-        for (keep_bytes, blocks) in [(block, 1), (2 * block, 2), (usize::MAX, model.decoder.config().layers)]
-        {
-            let (kept_stats, kept_weights, kept_bytes) = run(keep_bytes);
-            assert_eq!((&kept_stats, &kept_weights), (&stats, &weights), "{name} {blocks} blocks");
-            let planned = blocks * kept_block_bytes(model.decoder.config(), Dtype::F32, rows);
-            let more = kept_bytes - bytes;
-            assert!(more.abs_diff(planned) * 20 <= planned, "{name}: {more} for {planned}, {blocks} blocks");
-        }
-    }
 }
 
 /// On a device the walk may err as plain arithmetic errs that rounds to bf16 where a device does, times two at most.
