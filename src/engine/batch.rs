@@ -285,23 +285,19 @@ impl<'m> Engine<'m> {
         let hidden = decoder.rows(backend, self.work.normed(), &rows)?;
         let mut drawn = decoder.sample(backend, &hidden, &draws, entropy)?.read(backend)?.into_iter();
         drop(draws);
-        for (at, mut sequence) in std::mem::take(&mut self.running).into_iter().enumerate() {
+        for (at, sequence) in std::mem::take(&mut self.running).into_iter().enumerate() {
             if ends.binary_search_by_key(&at, |(at, _)| *at).is_err() {
                 self.running.push(sequence);
                 continue;
             }
-            let lanes = std::mem::take(&mut sequence.lanes);
-            let mut grown = Vec::with_capacity(lanes.len());
-            for (lane, outcome) in lanes.into_iter().zip(drawn.by_ref()) {
+            for (mut sequence, outcome) in sequence.split(&mut self.pool).into_iter().zip(drawn.by_ref()) {
                 self.totals.drawn += 1;
-                grown.extend(sequence.grow(lane, outcome, self.end_tokens, &mut events));
+                if sequence.take(outcome, self.end_tokens, &mut events) {
+                    self.running.push(sequence);
+                } else {
+                    sequence.release(&mut self.pool);
+                }
             }
-            // Each that goes on holds the pages once.
-            for &page in sequence.table.iter().rev() {
-                grown.iter().for_each(|_| self.pool.share(page));
-                self.pool.release(page);
-            }
-            self.running.extend(grown);
         }
         Ok(events)
     }

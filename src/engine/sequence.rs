@@ -117,68 +117,84 @@ impl<'m> Sequence<'m> {
         self.shared.input.images().into_iter().filter(|image| image.tokens.end > self.computed).collect()
     }
 
-    /// What becomes of a lane with the token it has drawn: a sequence that goes on, unless it has ended.
-    pub(super) fn grow(
-        &self,
-        mut lane: Lane<'m>,
+    /// Each of its lanes as a sequence of its own; all hold the same pages.
+    pub(super) fn split(mut self, pool: &mut PagePool) -> Vec<Self> {
+        let mut all: Vec<Self> = Vec::with_capacity(self.lanes.len());
+        for lane in self.lanes.split_off(1) {
+            self.table.iter().for_each(|&page| pool.share(page));
+            let (shared, tokens) = (self.shared.clone(), self.tokens.clone());
+            let (table, keys) = (self.table.clone(), self.keys.clone());
+            all.push(Sequence { shared, tokens, computed: self.computed, table, keys, lanes: vec![lane] });
+        }
+        all.insert(0, self);
+        all
+    }
+
+    /// Takes the token that its only lane has drawn, and says whether the completion goes on.
+    pub(super) fn take(
+        &mut self,
         outcome: Result<DrawnToken>,
         end_tokens: &[u32],
         events: &mut Vec<Event>,
-    ) -> Option<Sequence<'m>> {
+    ) -> bool {
         let Shared { ticket, input, sampling, .. } = &*self.shared;
-        let (ticket, index) = (*ticket, lane.index);
-        let advance = |lane: &mut Lane<'m>| -> Result<(u32, String, Option<Finish>)> {
-            let DrawnToken { id: token, logp, entropy } = outcome?;
-            lane.logprobs.push(logp);
-            lane.entropy.extend(entropy.filter(|_| sampling.entropy));
-            if sampling.ends(token, end_tokens) {
-                let (text, _) = lane.watch.push(&lane.stream.finish()?);
-                return Ok((token, text, Some(Finish::Stop)));
-            }
-            let (mut text, met) = lane.watch.push(&lane.stream.push(token)?);
-            if met {
-                return Ok((token, text, Some(Finish::Stop)));
-            }
-            let last = self.tokens.len() + 1 == input.tokens().len() + sampling.max_tokens;
-            if last {
-                let (rest, met) = lane.watch.push(&lane.stream.finish()?);
-                text.push_str(&rest);
-                return Ok((token, text, Some(if met { Finish::Stop } else { Finish::Length })));
-            }
-            Ok((token, text, None))
-        };
-        let (token, mut text, finish) = match advance(&mut lane) {
-            Ok(outcome) => outcome,
+        let (ticket, prompt) = (*ticket, input.tokens().len());
+        let last = self.tokens.len() + 1 == prompt + sampling.max_tokens;
+        let Some(lane) = self.lanes.first_mut() else { return false };
+        let index = lane.index;
+        let (token, mut text, finish) = match lane.advance(outcome, sampling, end_tokens, last) {
+            Ok(advanced) => advanced,
             Err(error) => {
                 events.push(Event::Failed { ticket, lane: index, error });
-                return None;
+                return false;
             }
         };
-        let mut tokens = self.tokens.clone();
-        tokens.push(token);
-        let Some(finish) = finish else {
-            if !text.is_empty() {
-                events.push(Event::Text { ticket, lane: index, text });
-            }
-            let (shared, keys) = (self.shared.clone(), self.keys.clone());
-            let (computed, table) = (self.computed, self.table.clone());
-            let mut grown = Sequence { shared, tokens, computed, table, keys, lanes: vec![lane] };
-            grown.extend_keys();
-            return Some(grown);
-        };
-        let (whole, rest) = lane.watch.finish();
-        text.push_str(&rest);
+        let ended = finish.map(|finish| {
+            let lane = self.lanes.remove(0);
+            let (whole, rest) = lane.watch.finish();
+            text.push_str(&rest);
+            (finish, whole, lane.logprobs, lane.entropy)
+        });
         if !text.is_empty() {
             events.push(Event::Text { ticket, lane: index, text });
         }
-        let completion = Completion {
-            text: whole,
-            tokens: tokens.split_off(input.tokens().len()),
-            logprobs: lane.logprobs,
-            entropy: lane.entropy,
-            finish,
+        self.tokens.push(token);
+        let Some((finish, text, logprobs, entropy)) = ended else {
+            self.extend_keys();
+            return true;
         };
+        let tokens = self.tokens.split_off(prompt);
+        let completion = Completion { text, tokens, logprobs, entropy, finish };
         events.push(Event::Finished { ticket, lane: index, completion });
-        None
+        false
+    }
+}
+
+impl Lane<'_> {
+    /// The token drawn, the text that becomes certain with it, and whether the completion ends there.
+    fn advance(
+        &mut self,
+        outcome: Result<DrawnToken>,
+        sampling: &Sampling,
+        end_tokens: &[u32],
+        last: bool,
+    ) -> Result<(u32, String, Option<Finish>)> {
+        let DrawnToken { id: token, logp, entropy } = outcome?;
+        self.logprobs.push(logp);
+        self.entropy.extend(entropy.filter(|_| sampling.entropy));
+        if sampling.ends(token, end_tokens) {
+            let (text, _) = self.watch.push(&self.stream.finish()?);
+            return Ok((token, text, Some(Finish::Stop)));
+        }
+        let (mut text, met) = self.watch.push(&self.stream.push(token)?);
+        if met {
+            return Ok((token, text, Some(Finish::Stop)));
+        }
+        if !last {
+            return Ok((token, text, None));
+        }
+        let (rest, met) = self.watch.push(&self.stream.finish()?);
+        text.push_str(&rest);
+        Ok((token, text, Some(if met { Finish::Stop } else { Finish::Length })))
     }
 }
