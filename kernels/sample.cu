@@ -3,8 +3,8 @@
 //   z = logit, penalised if the token was seen (z > 0 ? z / penalty : z penalty)
 //   token = argmax z / temperature + gumbel(seed, position, token) among the tokens the filters keep
 //
-// in      logits f32 [slots, pitch], pitch a multiple of 4; draws [B]; rows i32 [slots], which row of draws each is;
-//         seen i32, all rows' lists behind each other
+// in      logits f32 [slots, pitch], pitch a multiple of 4; draws [B]; rows i32 [slots], which row of draws each is
+//         (null: its own); seen i32, all rows' lists behind each other
 // out     leaders [B]: of the rows named; the logit is the token's own, not penalised, divided by the temperature
 // launch  grid (slots), block (1024), shared 16896 bytes plus V / 8 rounded up to 4 if a row is penalised;
 //         V below 2^22; finite logits, others end without harm in a leader that means nothing
@@ -172,7 +172,7 @@ KERNEL void __launch_bounds__(SAMPLE_THREADS)
     DYN_SMEM(memory);
     Bench& bench = *reinterpret_cast<Bench*>(memory);
     unsigned* bits = reinterpret_cast<unsigned*>(memory + sizeof(Bench));
-    const int at = rows[blockIdx.x];
+    const int at = rows ? rows[blockIdx.x] : int(blockIdx.x);
     const Draw draw = draws[at];
     Row row = {logits + int64_t(blockIdx.x) * pitch, nullptr, draw.penalty, columns};
     if (draw.first < draw.end) {

@@ -390,20 +390,26 @@ fn temperature(op: &'static str, temperature: f32) -> Result<()> {
 /// A row goes out for each row of hidden and each draw.
 pub fn sample(out: &Drawn, hidden: &Tensor, weight: &Tensor, draws: &[Draw<'_>]) -> Result<LinearSizes> {
     const OP: &str = "sample";
-    let sizes = head(OP, hidden, weight)?;
+    let sizes = drawn(OP, out, hidden, weight)?;
     if draws.len() != sizes.rows {
         return refuse(OP, "hidden", hidden, format_args!("a row for each of {} draws", draws.len()));
     }
-    integer(OP, "token", &out.token)?;
-    float(OP, "logp", &out.logp)?;
+    draws.iter().try_for_each(Draw::check)?;
+    Ok(sizes)
+}
+
+/// What is drawn from `[B, C]` and `[V, C]`.
+pub fn drawn(op: &'static str, out: &Drawn, hidden: &Tensor, weight: &Tensor) -> Result<LinearSizes> {
+    let sizes = head(op, hidden, weight)?;
+    integer(op, "token", &out.token)?;
+    float(op, "logp", &out.logp)?;
     for (name, tensor) in [("token", &out.token), ("logp", &out.logp)] {
-        shape(OP, name, tensor, &[sizes.rows])?;
+        shape(op, name, tensor, &[sizes.rows])?;
     }
     if let Some(entropy) = &out.entropy {
-        float(OP, "entropy", entropy)?;
-        shape(OP, "entropy", entropy, &[sizes.rows])?;
+        float(op, "entropy", entropy)?;
+        shape(op, "entropy", entropy, &[sizes.rows])?;
     }
-    draws.iter().try_for_each(Draw::check)?;
     Ok(sizes)
 }
 

@@ -213,17 +213,21 @@ impl Drawn {
         let entropy = self.entropy.as_ref().map(|entropy| backend.download(entropy)).transpose()?;
         let entropy = entropy.map(|entropy| entropy.to_f64());
         let rows = token.as_slice::<i32>()?.iter().zip(logp.to_f64()).enumerate();
-        let rows = rows.map(|(row, (&token, logp))| match u32::try_from(token) {
-            Ok(id) => {
-                let entropy = entropy.as_ref().map(|entropy| entropy[row] as f32);
-                Ok(DrawnToken { id, logp: logp as f32, entropy })
-            }
-            Err(_) => {
-                let what = format!("row {row}: the logit of token {} is {logp}", !token);
-                Err(Error::caller("sample", format!("{what}; look at the weights with `inspect`")))
-            }
+        let rows = rows.map(|(row, (&token, logp))| {
+            DrawnToken::of(row, token, logp as f32, entropy.as_ref().map(|entropy| entropy[row] as f32))
         });
         Ok(rows.collect())
+    }
+}
+
+impl DrawnToken {
+    /// What a backend has drawn in a row, as [`Drawn`] has it.
+    pub fn of(row: usize, token: i32, logp: f32, entropy: Option<f32>) -> Result<Self> {
+        let id = u32::try_from(token).map_err(|_| {
+            let what = format!("row {row}: the logit of token {} is {logp}", !token);
+            Error::caller("sample", format!("{what}; look at the weights with `inspect`"))
+        })?;
+        Ok(DrawnToken { id, logp, entropy })
     }
 }
 

@@ -39,12 +39,14 @@ pub mod gradient;
 pub mod gpu;
 pub mod philox;
 pub mod plain;
+mod recorder;
 
 pub use draw::{Draw, Drawn, DrawnToken};
 pub use gradient::{AdamwParameter, AdamwSettings, AttentionGrads, LinearGrads, LoraGrads};
+pub use recorder::{Advance, DrawTable, Recorder, Replay};
 
 use crate::{
-    error::{Error, Result},
+    error::Result,
     tensor::{Dtype, Tensor},
 };
 use std::{fmt, ops::Range, time::Instant};
@@ -158,12 +160,6 @@ pub struct LogProbs {
     pub greedy: Tensor,
 }
 
-/// What [`Backend::record`] kept.
-pub trait Replay: fmt::Debug + Send {
-    /// Does it.
-    fn replay(&mut self) -> Result<()>;
-}
-
 /// A device that can run a model. See the module's numerics contract.
 pub trait Backend: fmt::Debug + Send + Sync {
     /// What this is, for people: kind, vector units, threads.
@@ -204,21 +200,9 @@ pub trait Backend: fmt::Debug + Send + Sync {
         (0..rounds).map(run).collect()
     }
 
-    /// Whether [`Backend::record`] can be asked for.
-    fn records(&self) -> bool {
-        false
-    }
-
-    /// Keeps what `work` would do, a chain of this backend's ops, to do it again at once with what is then in the tensors
-    /// it reads; nothing is done yet. These tensors, and those it writes, have to stay where they are until the recording
-    /// is gone. Work space of the ops belongs to it.
-    fn record(&self, _work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Replay>> {
-        Err(Error::internal("record", format!("{} records nothing", self.describe())))
-    }
-
-    /// Replaces what a tensor of a backend that records holds, where it is.
-    fn overwrite(&self, _to: &Tensor, _host: &Tensor) -> Result<()> {
-        Err(Error::internal("overwrite", format!("{} records nothing", self.describe())))
+    /// What decodes by itself here, if anything.
+    fn recorder(&self) -> Option<&dyn Recorder> {
+        None
     }
 
     /// A tensor whose contents are unspecified.

@@ -11,11 +11,27 @@ use super::request::{Event, Limits, Published, Request, Ticket, Totals};
 use super::schedule::{Room, Running, Turn, Waiting, schedule};
 use super::sequence::{Lane, Sequence, Shared};
 use super::stop::StopWatch;
-use crate::backend::Draw;
+use crate::backend::{Draw, DrawnToken};
 use crate::error::{Error, Result};
-use crate::model::{Adapter, AdapterRows, KvCache, Model, PAGE, PlacedImage, Run, Workspace, pages_for};
+use crate::model::{
+    AHEAD, Adapter, AdapterRows, Decoding, KvCache, Model, PAGE, PlacedImage, Run, Workspace, pages_for,
+};
 use crate::prompt::tokenizer::Tokenizer;
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+/// What a sequence has drawn, one token behind the other.
+type Draws = Vec<Result<DrawnToken>>;
+
+/// What comes next.
+struct Work {
+    /// Tokens that each sequence computes.
+    counts: Vec<usize>,
+    /// Passes that the device makes by itself, if that.
+    ahead: usize,
+}
 
 /// Runs requests on one model.
 #[derive(Debug)]
@@ -132,27 +148,29 @@ impl<'m> Engine<'m> {
         self.pool.check(self.running.iter().map(|sequence| sequence.table.as_slice()))
     }
 
-    /// One pass: what it drew and what ended with it.
+    /// One pass, or several if the device makes them by itself: what they drew and what ended with it.
     pub fn step(&mut self) -> Result<Vec<Event>> {
-        let counts = self.admit_and_preempt()?;
+        let Work { counts, ahead } = self.admit_and_preempt()?;
         self.make_room(&counts)?;
-        let ends = self.forward(&counts)?;
-        self.totals.passes += 1;
+        let drawn = self.forward(&counts, ahead)?;
+        self.totals.passes += ahead.max(1) as u64;
         self.totals.computed += counts.iter().sum::<usize>() as u64;
         for (sequence, count) in self.running.iter_mut().zip(&counts) {
             sequence.computed += count;
-            sequence.publish(&mut self.pool);
         }
-        let events = self.draw(ends)?;
-        Ok(events)
+        Ok(self.take(drawn))
     }
 
-    /// Changes the batch as the schedule says, and returns how many tokens each sequence in it computes now.
-    fn admit_and_preempt(&mut self) -> Result<Vec<usize>> {
+    /// Changes the batch as the schedule says, and returns what each sequence in it computes now.
+    fn admit_and_preempt(&mut self) -> Result<Work> {
         let running: Vec<Running> = self.running.iter().map(|sequence| sequence.state(&self.pool)).collect();
         let waiting = self.line();
-        let room =
-            Room { pages: self.pool.available(), tokens: self.limits.tokens, lanes: self.limits.sequences };
+        let room = Room {
+            pages: self.pool.available(),
+            tokens: self.limits.tokens,
+            lanes: self.limits.sequences,
+            ahead: self.model.backend.recorder().map_or(0, |_| AHEAD),
+        };
         let plan = schedule(&running, &waiting, room);
         if plan.turns.is_empty() && !self.is_idle() {
             return Err(Error::internal("schedule", format!("nobody can move: {running:?}, {waiting:?}")));
@@ -179,7 +197,7 @@ impl<'m> Engine<'m> {
                 }
             }
         }
-        Ok(counts)
+        Ok(Work { counts, ahead: plan.ahead })
     }
 
     /// The line as the schedule sees it.
@@ -226,8 +244,9 @@ impl<'m> Engine<'m> {
         Ok(())
     }
 
-    /// Runs the model, and returns which sequences have reached their end, with the packed row of their last token.
-    fn forward(&mut self, counts: &[usize]) -> Result<Vec<(usize, usize)>> {
+    /// Runs the model, and returns what those who have reached their end have drawn, by their place in the batch and in
+    /// order of their lanes.
+    fn forward(&mut self, counts: &[usize], ahead: usize) -> Result<BTreeMap<usize, Vec<Draws>>> {
         let mut order: Vec<usize> = (0..self.running.len()).filter(|&at| counts[at] > 0).collect();
         // Adapters serve ranges of rows, and pages that neighbours begin with are read once for all of them.
         order.sort_by_key(|&at| (self.running[at].shared.generation(), &self.running[at].table));
@@ -235,12 +254,12 @@ impl<'m> Engine<'m> {
         let mut runs = Vec::with_capacity(order.len());
         let mut adapters: Vec<AdapterRows<'_>> = Vec::new();
         let mut served = None;
-        let mut ends = Vec::new();
         let mut row = 0;
         for (&at, images) in order.iter().zip(&images) {
             let sequence = &self.running[at];
-            let end = sequence.computed + counts[at];
-            let rows = row..row + counts[at];
+            // A device that goes ahead draws all but the first token of these itself.
+            let end = sequence.tokens.len().min(sequence.computed + counts[at]);
+            let rows = row..row + end - sequence.computed;
             row = rows.end;
             match (&sequence.shared.adapter, adapters.last_mut()) {
                 (Some(_), Some(last)) if served == sequence.shared.generation() => last.rows.end = rows.end,
@@ -248,9 +267,6 @@ impl<'m> Engine<'m> {
                 (None, _) => {}
             }
             served = sequence.shared.generation();
-            if end == sequence.tokens.len() {
-                ends.push((at, row - 1));
-            }
             runs.push(Run {
                 tokens: &sequence.tokens[sequence.computed..end],
                 start: sequence.computed,
@@ -259,23 +275,40 @@ impl<'m> Engine<'m> {
                 images,
             });
         }
-        if !runs.is_empty() {
-            let backend = &*self.model.backend;
-            self.model.decoder.forward(backend, &runs, &adapters, &mut self.cache, &mut self.work)?;
+        let (backend, decoder) = (&*self.model.backend, &self.model.decoder);
+        if runs.is_empty() {
+            return Ok(BTreeMap::new());
         }
-        Ok(ends)
+        if ahead > 0 {
+            let decoding = order.iter().zip(runs).map(|(&at, run)| {
+                let Sequence { shared, tokens, lanes, .. } = &self.running[at];
+                let draw = Draw { seed: lanes[0].seed, ..shared.sampling.draw(tokens) };
+                Decoding { run, draw, tokens: counts[at] }
+            });
+            let decoding: Vec<Decoding<'_>> = decoding.collect();
+            let drawn = decoder.decode(backend, &decoding, &adapters, &mut self.cache, &mut self.work)?;
+            return Ok(order.into_iter().zip(drawn.into_iter().map(|draws| vec![draws])).collect());
+        }
+        decoder.forward(backend, &runs, &adapters, &mut self.cache, &mut self.work)?;
+        let mut ends = Vec::new();
+        let mut row = 0;
+        for (&at, run) in order.iter().zip(&runs) {
+            row += run.tokens.len();
+            if run.start + run.tokens.len() == self.running[at].tokens.len() {
+                ends.push((at, row - 1));
+            }
+        }
+        self.draw(&ends)
     }
 
-    /// Draws a token for every lane of the sequences that have reached their end.
-    fn draw(&mut self, mut ends: Vec<(usize, usize)>) -> Result<Vec<Event>> {
-        let mut events = Vec::new();
+    /// Draws a token for every lane of the sequences that have reached their end in these rows.
+    fn draw(&self, ends: &[(usize, usize)]) -> Result<BTreeMap<usize, Vec<Draws>>> {
         if ends.is_empty() {
-            return Ok(events);
+            return Ok(BTreeMap::new());
         }
-        ends.sort_unstable();
         let mut rows = Vec::new();
         let mut draws = Vec::new();
-        for &(at, row) in &ends {
+        for &(at, row) in ends {
             let Sequence { shared, tokens, lanes, .. } = &self.running[at];
             rows.extend(lanes.iter().map(|_| row));
             draws.extend(lanes.iter().map(|lane| Draw { seed: lane.seed, ..shared.sampling.draw(tokens) }));
@@ -284,21 +317,35 @@ impl<'m> Engine<'m> {
         let entropy = ends.iter().any(|&(at, _)| self.running[at].shared.sampling.entropy);
         let hidden = decoder.rows(backend, self.work.normed(), &rows)?;
         let mut drawn = decoder.sample(backend, &hidden, &draws, entropy)?.read(backend)?.into_iter();
-        drop(draws);
+        let of = |&(at, _): &(usize, usize)| {
+            let lanes = self.running[at].lanes.len();
+            (at, drawn.by_ref().take(lanes).map(|outcome| vec![outcome]).collect())
+        };
+        Ok(ends.iter().map(of).collect())
+    }
+
+    /// Gives sequences what they have drawn. Of several tokens in a row those behind a completion's end are dropped.
+    fn take(&mut self, mut drawn: BTreeMap<usize, Vec<Draws>>) -> Vec<Event> {
+        let mut events = Vec::new();
         for (at, sequence) in std::mem::take(&mut self.running).into_iter().enumerate() {
-            if ends.binary_search_by_key(&at, |(at, _)| *at).is_err() {
+            let Some(lanes) = drawn.remove(&at) else {
+                sequence.publish(&mut self.pool);
                 self.running.push(sequence);
                 continue;
-            }
-            for (mut sequence, outcome) in sequence.split(&mut self.pool).into_iter().zip(drawn.by_ref()) {
-                self.totals.drawn += 1;
-                if sequence.take(outcome, self.end_tokens, &mut events) {
+            };
+            for (mut sequence, draws) in sequence.split(&mut self.pool).into_iter().zip(lanes) {
+                let goes_on = draws.into_iter().all(|outcome| {
+                    self.totals.drawn += 1;
+                    sequence.take(outcome, self.end_tokens, &mut events)
+                });
+                sequence.publish(&mut self.pool);
+                if goes_on {
                     self.running.push(sequence);
                 } else {
                     sequence.release(&mut self.pool);
                 }
             }
         }
-        Ok(events)
+        events
     }
 }

@@ -4,6 +4,9 @@
 //! what the budget leaves once every decoder is served. When pages run out the youngest gives all of its up and is
 //! computed again later, so the oldest always moves and nothing ever waits for itself. Newcomers enter in order of
 //! arrival once there is room for the whole of their prompt.
+//!
+//! Where a device decodes by itself, a pass of nothing but decoders may be several: until somebody has drawn all tokens it
+//! wants, pages run out, or somebody waits, which is to be looked at after every pass.
 
 use crate::model::{PAGE, pages_for};
 
@@ -22,6 +25,10 @@ pub(super) struct Running {
     pub(super) shared_tail: bool,
     /// Sequences it counts for: those it becomes once its prompt is read.
     pub(super) lanes: usize,
+    /// Its last token is one it has drawn, and so will be those after it.
+    pub(super) decodes: bool,
+    /// Tokens it may still draw.
+    pub(super) left: usize,
 }
 
 /// A request outside the batch, or a sequence put out of it.
@@ -48,6 +55,8 @@ pub(super) struct Room {
     pub(super) tokens: usize,
     /// Sequences in the batch.
     pub(super) lanes: usize,
+    /// Passes that a device makes by itself; 0 where there is none.
+    pub(super) ahead: usize,
 }
 
 /// Who computes how many tokens.
@@ -59,12 +68,14 @@ pub(super) enum Turn {
     Waiting { at: usize, tokens: usize },
 }
 
-/// One pass.
+/// One pass, or several that a device makes by itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Plan {
     /// Sequences that leave the batch, before anybody computes.
     pub(super) preempted: Vec<usize>,
     pub(super) turns: Vec<Turn>,
+    /// How many passes the device makes by itself, if that: everybody in them decodes, a token a pass.
+    pub(super) ahead: usize,
 }
 
 impl Running {
@@ -77,6 +88,11 @@ impl Running {
         pages_for(self.computed + tokens) - self.pages + usize::from(self.shared_tail)
     }
 
+    /// Tokens it computes in so many passes in which everybody decodes.
+    fn tokens_in(&self, passes: usize) -> usize {
+        passes.min(self.left)
+    }
+
     /// The most tokens that `pages` more pages let it compute.
     fn fits(&self, pages: usize) -> usize {
         match pages.checked_sub(usize::from(self.shared_tail)) {
@@ -86,9 +102,35 @@ impl Running {
     }
 }
 
-/// Plans a pass. `running` is ordered from the oldest, `waiting` in order of arrival.
+/// Plans what comes next. `running` is ordered from the oldest, `waiting` in order of arrival.
 pub(super) fn schedule(running: &[Running], waiting: &[Waiting], room: Room) -> Plan {
-    let Room { mut pages, mut tokens, lanes } = room;
+    let mut plan = pass(running, waiting, room);
+    plan.ahead = ahead(&plan.turns, running, waiting, room);
+    for turn in plan.turns.iter_mut().filter(|_| plan.ahead > 1) {
+        if let Turn::Running { at, tokens } = turn {
+            *tokens = running[*at].tokens_in(plan.ahead);
+        }
+    }
+    plan
+}
+
+/// How many passes like this one a device can make by itself.
+fn ahead(turns: &[Turn], running: &[Running], waiting: &[Waiting], room: Room) -> usize {
+    let decodes = |turn: &Turn| matches!(*turn, Turn::Running { at, .. } if running[at].decodes && running[at].remaining() == 1);
+    if room.ahead == 0 || turns.is_empty() || !turns.iter().all(decodes) {
+        return 0;
+    }
+    if !waiting.is_empty() || turns.len() < running.len() {
+        return 1;
+    }
+    let most = running.iter().map(|sequence| sequence.left).max().unwrap_or(0).min(room.ahead);
+    let pages = |passes: usize| running.iter().map(|one| one.needs(one.tokens_in(passes))).sum::<usize>();
+    (1..=most).rev().find(|&passes| pages(passes) <= room.pages).unwrap_or(1)
+}
+
+/// Plans one pass.
+fn pass(running: &[Running], waiting: &[Waiting], room: Room) -> Plan {
+    let Room { mut pages, mut tokens, lanes, .. } = room;
     let mut plan = Plan::default();
     let mut alive = running.len(); // sequences from here on are out
     let mut decoders = running.iter().filter(|sequence| sequence.remaining() == 1).count();
@@ -148,7 +190,16 @@ mod tests {
 
     fn decoding(computed: usize) -> Running {
         let pages = pages_for(computed);
-        Running { length: computed + 1, computed, pages, exclusive: pages, shared_tail: false, lanes: 1 }
+        Running {
+            length: computed + 1,
+            computed,
+            pages,
+            exclusive: pages,
+            shared_tail: false,
+            lanes: 1,
+            decodes: true,
+            left: 6,
+        }
     }
 
     fn newcomer(length: usize) -> Waiting {
@@ -158,32 +209,55 @@ mod tests {
     #[test]
     fn decoders_are_served_before_a_prompt_takes_the_rest() {
         let reading = Running { length: 500, ..decoding(100) };
-        let room = Room { pages: 100, tokens: 50, lanes: 8 };
+        let room = Room { pages: 100, tokens: 50, lanes: 8, ahead: 0 };
         let plan = schedule(&[reading, decoding(10), decoding(64)], &[newcomer(30)], room);
         let turns = [(0, 48), (1, 1), (2, 1)].map(|(at, tokens)| Turn::Running { at, tokens });
-        assert_eq!(plan, Plan { preempted: vec![], turns: turns.to_vec() });
+        assert_eq!(plan, Plan { turns: turns.to_vec(), ..Plan::default() });
     }
 
     #[test]
     fn the_youngest_makes_room() {
         // Both stand at the end of a page and nothing is free.
-        let room = Room { pages: 0, tokens: 8, lanes: 8 };
+        let room = Room { pages: 0, tokens: 8, lanes: 8, ahead: 0 };
         let plan = schedule(&[decoding(64), decoding(128)], &[newcomer(1)], room);
         assert_eq!(plan.preempted, [1]);
         assert_eq!(plan.turns, [Turn::Running { at: 0, tokens: 1 }]);
     }
 
     #[test]
+    fn decoders_go_ahead_until_one_wants_to_be_looked_at() {
+        let ahead = |running: &[Running], waiting: &[Waiting], pages| {
+            let plan = schedule(running, waiting, Room { pages, tokens: 8, lanes: 8, ahead: 4 });
+            let tokens = plan.turns.iter().map(|turn| match *turn {
+                Turn::Running { tokens, .. } | Turn::Waiting { tokens, .. } => tokens,
+            });
+            (plan.ahead, tokens.collect::<Vec<_>>())
+        };
+        let short = Running { left: 2, ..decoding(10) };
+        assert_eq!(ahead(&[short, decoding(62)], &[], 1), (4, vec![2, 4]));
+        assert_eq!(ahead(&[short, decoding(62)], &[], 0), (2, vec![2, 2]), "a third pass takes a page");
+        assert_eq!(ahead(&[short, short], &[], 9), (2, vec![2, 2]), "all that anybody wants");
+        assert_eq!(ahead(&[short], &[newcomer(9 * PAGE)], 1), (1, vec![1]), "somebody waits");
+        let reading = Running { length: 500, decodes: false, ..decoding(100) };
+        assert_eq!(ahead(&[short, reading], &[], 9), (0, vec![1, 7]), "somebody reads");
+        let first = Running { decodes: false, ..decoding(0) };
+        assert_eq!(ahead(&[first], &[], 9), (0, vec![1]), "a prompt of one token may be a picture's");
+    }
+
+    #[test]
     fn a_newcomer_waits_for_what_another_computes_and_lets_others_pass() {
         let held = Waiting { held: true, ..newcomer(10) };
-        let plan = schedule(&[], &[held, newcomer(20)], Room { pages: 9, tokens: 100, lanes: 8 });
+        let plan = schedule(&[], &[held, newcomer(20)], Room { pages: 9, tokens: 100, lanes: 8, ahead: 0 });
         assert_eq!(plan.turns, [Turn::Waiting { at: 1, tokens: 20 }]);
     }
 
     #[test]
     fn a_newcomer_that_does_not_fit_is_not_overtaken() {
-        let plan =
-            schedule(&[], &[newcomer(10 * PAGE), newcomer(1)], Room { pages: 9, tokens: 100, lanes: 8 });
+        let plan = schedule(
+            &[],
+            &[newcomer(10 * PAGE), newcomer(1)],
+            Room { pages: 9, tokens: 100, lanes: 8, ahead: 0 },
+        );
         assert_eq!(plan, Plan::default());
     }
 
@@ -198,7 +272,16 @@ mod tests {
             .map(|(computed, rest, shared_tail)| {
                 let pages = pages_for(computed);
                 let exclusive = pages - usize::from(shared_tail);
-                Running { length: computed + rest, computed, pages, exclusive, shared_tail, lanes: 1 }
+                let (decodes, left) = (rest == 1, 1 + computed % 4);
+                Running {
+                    length: computed + rest,
+                    pages,
+                    exclusive,
+                    shared_tail,
+                    decodes,
+                    left,
+                    ..decoding(computed)
+                }
             })
             .collect();
         let newcomers = [
@@ -219,9 +302,10 @@ mod tests {
             for pages in 0..6 {
                 for tokens in [1, 2, 70] {
                     for waiting in [&newcomers[..0], &newcomers[..1], &newcomers[..]] {
-                        let room = Room { pages, tokens, lanes: 4 };
-                        holds(batch, waiting, room);
-                        seen += 1;
+                        for ahead in [0, 3] {
+                            holds(batch, waiting, Room { pages, tokens, lanes: 4, ahead });
+                            seen += 1;
+                        }
                     }
                 }
             }
@@ -239,9 +323,11 @@ mod tests {
             match *turn {
                 Turn::Running { at, tokens: count } => {
                     assert!(!plan.preempted.contains(&at), "{state}");
-                    assert!(count >= 1 && count <= batch[at].remaining(), "{state}");
+                    let most =
+                        if plan.ahead > 1 { plan.ahead.min(batch[at].left) } else { batch[at].remaining() };
+                    assert!(count >= 1 && count <= most, "{state}");
                     pages += batch[at].needs(count);
-                    tokens += count;
+                    tokens += if plan.ahead > 1 { 1 } else { count };
                     order.push(at);
                 }
                 Turn::Waiting { at, tokens: count } => {
@@ -259,6 +345,17 @@ mod tests {
         assert!(tokens <= room.tokens, "{state}");
         assert!(lanes == 0 || lanes + batch.len() <= room.lanes, "{state}");
         assert!(order.is_sorted(), "{state}");
+        assert!(plan.ahead <= room.ahead, "{state}");
+        if plan.ahead > 0 {
+            assert!(
+                lanes == 0 && order.iter().all(|&at| batch[at].decodes && batch[at].remaining() == 1),
+                "{state}"
+            );
+        }
+        if plan.ahead > 1 {
+            assert!(waiting.is_empty() && order.len() == batch.len(), "{state}");
+            assert!(batch.iter().any(|one| one.left >= plan.ahead), "{state}");
+        }
         assert!(
             plan.preempted.iter().rev().copied().eq(batch.len() - plan.preempted.len()..batch.len()),
             "{state}"

@@ -62,6 +62,8 @@ impl<'m> Sequence<'m> {
             exclusive: self.table.iter().filter(|&&page| pool.holders(page) == 1).count(),
             shared_tail: self.shared_tail(pool).is_some(),
             lanes: self.lanes.len(),
+            decodes: self.tokens.len() > self.shared.input.tokens().len(),
+            left: self.shared.input.tokens().len() + self.shared.sampling.max_tokens - self.tokens.len(),
         }
     }
 

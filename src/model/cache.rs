@@ -30,7 +30,7 @@ impl KvCache {
     /// Room for `pages` pages of a decoder's keys and values.
     pub fn new(backend: &dyn Backend, config: &DecoderConfig, dtype: Dtype, pages: usize) -> Result<Self> {
         // Recorded passes are filled up with rows that have to be written somewhere.
-        let scratch = backend.records().then_some(pages as u32);
+        let scratch = backend.recorder().map(|_| pages as u32);
         let held = pages + usize::from(scratch.is_some());
         let shape = [held, config.kv_heads, PAGE, config.head_dim];
         let needed = bytes_per_position(config, dtype) as u64 * (held * PAGE) as u64;

@@ -10,7 +10,7 @@ use super::adapter::{AdapterRows, Projection, check_rows, lora_rows};
 use super::cache::KvCache;
 use super::packed::{Packed, Run, place_images};
 use super::positions::{axes, decoder_rope};
-use super::recorded::{self, Recordings};
+use super::recorded::Recordings;
 use super::weights::{Bias, LinearWeights, Loader, Origin};
 use crate::backend::{Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProbs, Rope};
 use crate::error::{Error, Result};
@@ -115,9 +115,11 @@ impl Decoder {
         Packed::build(backend, runs, axes(&self.config))
     }
 
-    pub(super) fn check_tokens(&self, runs: &[Run<'_>]) -> Result<()> {
+    pub(super) fn check_tokens<'r>(&self, runs: impl IntoIterator<Item = &'r Run<'r>>) -> Result<()> {
         let vocab = self.config.vocab;
-        if let Some(token) = runs.iter().flat_map(|run| run.tokens).find(|&&token| token as usize >= vocab) {
+        if let Some(token) =
+            runs.into_iter().flat_map(|run| run.tokens).find(|&&token| token as usize >= vocab)
+        {
             return Err(Error::caller(
                 "forward",
                 format!("token id {token} is not below the vocabulary of {vocab}"),
@@ -151,9 +153,6 @@ impl Decoder {
         cache: &mut KvCache,
         work: &'w mut Workspace,
     ) -> Result<&'w Tensor> {
-        if recorded::forward(self, backend, runs, adapters, cache, work)? {
-            return Ok(&work.normed);
-        }
         let packed = self.pack(backend, runs)?;
         check_rows(adapters, &self.config, packed.rows)?;
         work.fit(backend, &self.config, packed.rows)?;

@@ -55,10 +55,10 @@ pub struct Packed {
     pub(crate) rows: usize,
 }
 
-/// The same on the host, one tensor behind the other, groups last if there are any.
+/// The same on the host, groups last if there are any.
 #[derive(Debug)]
 pub(super) struct Layout {
-    tensors: Vec<Tensor>,
+    pub(super) tensors: Vec<Tensor>,
     rows: usize,
 }
 
@@ -70,7 +70,7 @@ impl Layout {
     /// them empty, wherever there are any.
     pub(super) fn of(runs: &[Run<'_>], axes: usize, width: usize, filled: bool) -> Result<Self> {
         let rows: usize = runs.iter().map(|run| run.tokens.len()).sum();
-        let width = width.max(widest(runs));
+        let width = runs.iter().map(|run| pages_for(run.start + run.tokens.len())).fold(width, usize::max);
         let mut tokens = Vec::with_capacity(rows);
         let mut positions = vec![0i32; axes * rows];
         let mut slots = Vec::with_capacity(rows);
@@ -132,32 +132,27 @@ impl Layout {
         let tensors = self.tensors.into_iter().map(|tensor| backend.upload(tensor));
         Packed::of(tensors.collect::<Result<_>>()?, self.rows)
     }
-
-    /// All of it in one tensor.
-    pub(super) fn joined(&self) -> Result<Tensor> {
-        let mut all: Vec<i32> = Vec::new();
-        for tensor in &self.tensors {
-            all.extend_from_slice(tensor.as_slice()?);
-            all.resize(all.len().next_multiple_of(GRAIN), 0);
-        }
-        Tensor::from_slice(&[all.len()], &all)
-    }
-
-    /// What [`Layout::joined`] gave, on a backend, as windows into it.
-    pub(super) fn windows(&self, joined: &Tensor) -> Result<Packed> {
-        let mut start = 0;
-        let window = |tensor: &Tensor| {
-            let window = joined.rows_of(start..start + tensor.len())?.reshaped(tensor.shape());
-            start += tensor.len().next_multiple_of(GRAIN);
-            window
-        };
-        Packed::of(self.tensors.iter().map(window).collect::<Result<_>>()?, self.rows)
-    }
 }
 
-/// The pages of the longest.
-pub(super) fn widest(runs: &[Run<'_>]) -> usize {
-    runs.iter().map(|run| pages_for(run.start + run.tokens.len())).max().unwrap_or(0)
+/// Host tensors of i32 as one, each behind the other.
+pub(super) fn joined(tensors: &[Tensor]) -> Result<Tensor> {
+    let mut all: Vec<i32> = Vec::new();
+    for tensor in tensors {
+        all.extend_from_slice(tensor.as_slice()?);
+        all.resize(all.len().next_multiple_of(GRAIN), 0);
+    }
+    Tensor::from_slice(&[all.len()], &all)
+}
+
+/// What [`joined`] gave, on a backend, as windows into it.
+pub(super) fn windows(tensors: &[Tensor], joined: &Tensor) -> Result<Vec<Tensor>> {
+    let mut start = 0;
+    let window = |tensor: &Tensor| {
+        let window = joined.rows_of(start..start + tensor.len())?.reshaped(tensor.shape());
+        start += tensor.len().next_multiple_of(GRAIN);
+        window
+    };
+    tensors.iter().map(window).collect()
 }
 
 impl Packed {
@@ -166,7 +161,7 @@ impl Packed {
         Layout::of(runs, axes, 0, false)?.upload(backend)
     }
 
-    fn of(tensors: Vec<Tensor>, rows: usize) -> Result<Self> {
+    pub(super) fn of(tensors: Vec<Tensor>, rows: usize) -> Result<Self> {
         let mut tensors = tensors.into_iter();
         let mut next = || tensors.next().ok_or_else(|| Error::internal("pack", "a tensor is missing"));
         Ok(Packed {

@@ -1,5 +1,5 @@
-//! Decoding passes that are recorded and replayed: what they draw is what passes launched op by op draw, bit for bit,
-//! and how much of the host's work is left.
+//! Decoding that the device does by itself, from recordings: what it draws is what passes launched op by op draw, bit for
+//! bit, and how much of the host's work is left.
 
 use pellucid::{
     Result,
@@ -7,7 +7,7 @@ use pellucid::{
         Backend,
         gpu::{Address, Emulator, Gpu, Graph, Launch, Runtime, Settings, TensorMap, TensorShape},
     },
-    engine::{Completion, Engine, Event, Input, Limits, Published, Request, Sampling},
+    engine::{Completion, Engine, Event, Finish, Input, Limits, Published, Request, Sampling},
     format::adapter::Adapter as AdapterFile,
     model::{Adapter, Model},
     prompt::{expand::Prompt, reader::ReadPrompt, tokenizer::Tokenizer},
@@ -220,26 +220,117 @@ fn replayed_passes_draw_what_launched_ones_do() {
     }
 }
 
-/// A pass of as many sequences as the last one is one replay, and the draws behind it.
+/// The policy, another adapter and the base weights decode in one batch, and go on decoding as they become fewer: the
+/// recordings serve all numbers of rows that are rounded up alike.
 #[test]
-fn a_replayed_pass_takes_few_calls() {
-    let calls = |recording| {
-        let world = World::new("qwen2", false, recording, &[]);
-        let mut engine = world.engine(Limits { pages: 20, tokens: 80, sequences: 8 });
-        for from in 0..3 {
-            engine.submit(world.request(from, 30, 9, &[1])).unwrap();
+fn mixed_adapters_are_recorded_once_for_many_batches() {
+    let folder = tempfile::tempdir().unwrap();
+    let adapter = Path::new("tests/golden/qwen2/adapter");
+    let other = rescaled(&folder, adapter);
+    let run = |recording| {
+        let world = World::new("qwen2", false, recording, &[adapter, &other]);
+        let mut engine = world.engine(Limits { pages: 60, tokens: 300, sequences: 20 });
+        let published: Vec<Published> =
+            world.adapters.iter().map(|adapter| engine.publish(adapter.clone())).collect();
+        // Of the first, between 5 and 8 rows are one recording's, of the others 3 and 4.
+        for (at, drawn) in [3, 9, 9, 14, 22, 22, 22, 22].into_iter().enumerate() {
+            let request = world.request(at as u32, 9, drawn, &[at as u64]);
+            engine.submit(Request { adapter: Some(published[0].clone()), ..request }).unwrap();
         }
-        (0..5).for_each(|_| drop(engine.step().unwrap()));
-        world.gpu.runtime().counts();
-        engine.step().unwrap();
-        world.gpu.runtime().counts()
+        for (at, drawn) in [5, 22, 22, 22].into_iter().enumerate() {
+            let request = world.request(at as u32, 9, drawn, &[at as u64]);
+            engine.submit(Request { adapter: Some(published[1].clone()), ..request.clone() }).unwrap();
+            engine.submit(request).unwrap();
+        }
+        (drain(&mut engine), world.gpu.runtime().counts())
     };
-    let [launches, uploads, downloads, captures, replays] = calls(true);
-    // Rows of the head, two kernels of it; index tensors in one, those rows, settings; tokens, log-probs.
-    assert_eq!([launches, uploads, downloads, captures, replays], [3, 3, 2, 0, 1]);
-    let [launches, uploads, downloads, captures, replays] = calls(false);
+    let (launched, _) = run(false);
+    let (replayed, [.., captures, replays]) = run(true);
+    assert_eq!((replayed, captures), (launched, 2), "8 + 4 + 4 rows, then 4 + 4 + 4");
+    assert!(replays > 15, "{replays}");
+}
+
+/// Every way to draw, beside each other: temperatures, filters, a penalty on tokens that the device draws meanwhile; ends
+/// that come between two looks.
+#[test]
+fn every_draw_goes_ahead() {
+    let run = |recording| {
+        let world = World::new("qwen2", false, recording, &[]);
+        let mut engine = world.engine(Limits { pages: 40, tokens: 300, sequences: 12 });
+        let base = |at: u32| world.request(at, 20 + 9 * at, 21, &[7]);
+        let plain = base(0).sampling;
+        let ways = [
+            Sampling { temperature: 0.0, ..plain.clone() },
+            Sampling { top_k: 5, ..plain.clone() },
+            Sampling { top_p: 0.7, min_p: 0.01, entropy: true, ..plain.clone() },
+            Sampling { repetition_penalty: 1.7, ..plain.clone() },
+            Sampling { repetition_penalty: 0.6, temperature: 0.0, ..plain.clone() },
+            Sampling { entropy: true, ..plain.clone() },
+        ];
+        let mut all = Vec::new();
+        // All of them at once, and each for itself: other recordings.
+        for round in 0..=ways.len() {
+            for (at, sampling) in ways.iter().enumerate().filter(|(at, _)| round == 0 || at + 1 == round) {
+                engine.submit(Request { sampling: sampling.clone(), ..base(at as u32) }).unwrap();
+            }
+            all.push(drain(&mut engine));
+            engine.check().unwrap();
+        }
+        // A token that is drawn somewhere becomes one that ends.
+        let tokens: Vec<u32> = all[0].values().map(|one| one.tokens[11]).collect();
+        for (at, sampling) in ways.iter().enumerate() {
+            let sampling = Sampling { stop_token_ids: tokens.clone(), ..sampling.clone() };
+            engine.submit(Request { sampling, ..base(at as u32) }).unwrap();
+        }
+        all.push(drain(&mut engine));
+        engine.check().unwrap();
+        all
+    };
+    let launched = run(false);
+    let ended = launched[launched.len() - 1].values().filter(|one| one.finish == Finish::Stop);
+    assert_eq!(ended.count(), 6);
+    assert_eq!(run(true), launched);
+}
+
+/// What the host does for a token of each sequence: eight replays between an upload and the one download that it waits for.
+#[test]
+fn the_host_looks_once_in_eight_passes() {
+    let calls = |recording, passes: usize| {
+        let world = World::new("qwen2", false, recording, &[]);
+        let mut engine = world.engine(Limits { pages: 20, tokens: 90, sequences: 8 });
+        for from in 0..3 {
+            engine.submit(world.request(from, 30, 40, &[1])).unwrap();
+        }
+        (0..passes).for_each(|_| drop(engine.step().unwrap()));
+        world.gpu.runtime().counts();
+        let before = engine.totals();
+        engine.step().unwrap();
+        let after = engine.totals();
+        (world.gpu.runtime().counts(), after.passes - before.passes, after.drawn - before.drawn)
+    };
+    // The prompts; then the first eight passes, of which one is for the record; then what counts.
+    let ([launches, uploads, downloads, captures, replays], passes, drawn) = calls(true, 2);
+    assert_eq!([launches, uploads, downloads, captures, replays], [0, 1, 1, 0, 8]);
+    assert_eq!((passes, drawn), (8, 24));
+    let ([launches, uploads, downloads, captures, replays], passes, drawn) = calls(false, 9);
     assert!(launches > 3 + 2 * 11, "{launches} launches for two blocks");
     assert_eq!([uploads, downloads, captures, replays], [8, 2, 0, 0]);
+    assert_eq!((passes, drawn), (1, 3));
+}
+
+/// A whole life: prompts, then nobody comes or goes until all have their tokens.
+#[test]
+fn syncs_are_few() {
+    let world = World::new("qwen2", false, true, &[]);
+    let mut engine = world.engine(Limits { pages: 20, tokens: 90, sequences: 8 });
+    for from in 0..3 {
+        engine.submit(world.request(from, 30, 41, &[1])).unwrap();
+    }
+    engine.step().unwrap();
+    world.gpu.runtime().counts();
+    drain(&mut engine);
+    let [_, _, downloads, ..] = world.gpu.runtime().counts();
+    assert_eq!((engine.totals().passes, downloads), (1 + 40, 40 / 8));
 }
 
 /// While one engine records, another on the same device goes on, and neither gets into the other's recording.

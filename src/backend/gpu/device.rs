@@ -5,13 +5,13 @@
 //! chooses, launches.
 
 use super::{
-    Address, Launch, Runtime, activation, attention, attention_backward, head, head_backward, linear,
+    Address, Launch, Runtime, activation, attention, attention_backward, decode, head, head_backward, linear,
     linear_backward, norm, optimiser, rows,
 };
 use crate::{
     backend::{
-        Activation, AdamwParameter, AdamwSettings, AttentionGrads, Backend, Draw, Drawn, Epilogue, Linear,
-        LinearGrads, LogProbs, Pages, Replay, Rope, Segments,
+        Activation, AdamwParameter, AdamwSettings, Advance, AttentionGrads, Backend, Draw, DrawTable, Drawn,
+        Epilogue, Linear, LinearGrads, LogProbs, Pages, Recorder, Replay, Rope, Segments,
     },
     error::{Error, Result},
     tensor::{DeviceMemory, Dtype, Tensor, byte_length},
@@ -181,20 +181,8 @@ impl<R: Runtime> Backend for Gpu<R> {
         (0..rounds).map(|_| self.runtime.seconds(&graph)).collect()
     }
 
-    fn records(&self) -> bool {
-        self.recording
-    }
-
-    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Replay>> {
-        let graph = self.runtime.capture(work)?;
-        Ok(Box::new(Recording { runtime: self.runtime.clone(), graph }))
-    }
-
-    fn overwrite(&self, to: &Tensor, host: &Tensor) -> Result<()> {
-        if (to.dtype(), to.shape()) != (host.dtype(), host.shape()) {
-            return Err(Error::internal("overwrite", format!("{host:?} into {to:?}")));
-        }
-        self.runtime.upload(self.at(to)?, host.bytes())
+    fn recorder(&self) -> Option<&dyn Recorder> {
+        self.recording.then_some(self)
     }
 
     fn alloc(&self, dtype: Dtype, shape: &[usize]) -> Result<Tensor> {
@@ -409,5 +397,37 @@ impl<R: Runtime> Backend for Gpu<R> {
 
     fn adamw(&self, parameters: &mut [AdamwParameter<'_>], settings: &AdamwSettings) -> Result<()> {
         optimiser::adamw(self, parameters, settings)
+    }
+}
+
+impl<R: Runtime> Recorder for Gpu<R> {
+    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Replay>> {
+        let graph = self.runtime.capture(work)?;
+        Ok(Box::new(Recording { runtime: self.runtime.clone(), graph }))
+    }
+
+    fn overwrite(&self, to: &Tensor, host: &Tensor) -> Result<()> {
+        if (to.dtype(), to.shape()) != (host.dtype(), host.shape()) {
+            return Err(Error::internal("overwrite", format!("{host:?} into {to:?}")));
+        }
+        self.runtime.upload(self.at(to)?, host.bytes())
+    }
+
+    fn settings(&self, draws: &[Draw<'_>], vocabulary: usize, room: usize) -> Result<Tensor> {
+        head::settings(draws, vocabulary, room)
+    }
+
+    fn sample_by(
+        &self,
+        out: &mut Drawn,
+        hidden: &Tensor,
+        weight: &Tensor,
+        table: &DrawTable<'_>,
+    ) -> Result<()> {
+        head::sample_by(self, out, hidden, weight, table)
+    }
+
+    fn advance(&self, step: &Advance<'_>) -> Result<()> {
+        decode::advance(self, step)
     }
 }

@@ -7,7 +7,7 @@ use super::{
     device::{Gpu, expect_dtype, int},
 };
 use crate::{
-    backend::{Backend, Draw, Drawn, LogProbs, check},
+    backend::{Backend, Draw, DrawTable, Drawn, LogProbs, check},
     error::{Error, Result},
     tensor::{Dtype, Tensor},
 };
@@ -69,7 +69,26 @@ struct Settings {
 }
 
 /// Words of [`Settings`], to upload them as indices.
-const SETTINGS_WORDS: usize = size_of::<Settings>() / size_of::<i32>();
+pub(super) const SETTINGS_WORDS: usize = size_of::<Settings>() / size_of::<i32>();
+
+impl Settings {
+    /// Of a row that keeps its logits in a slot, or has none (-1), and whose seen tokens stand where `seen` says.
+    fn of(draw: &Draw<'_>, vocabulary: usize, slot: i32, seen: Range<usize>) -> Self {
+        let filters = draw.filters(vocabulary);
+        Settings {
+            divisor: draw.divisor(),
+            greedy: draw.is_greedy().into(),
+            seed: [draw.seed as u32, (draw.seed >> 32) as u32],
+            position: draw.position,
+            slot,
+            top_k: if filters && draw.top_k < vocabulary { draw.top_k as i32 } else { 0 },
+            top_p: if filters { draw.top_p } else { 1.0 },
+            min_p: if filters { draw.min_p } else { 0.0 },
+            penalty: draw.penalty,
+            seen: [seen.start as i32, seen.end as i32],
+        }
+    }
+}
 
 /// Draws as tables for a device.
 #[derive(Debug, Default)]
@@ -85,7 +104,7 @@ impl Plan {
     fn of(draws: &[Draw<'_>], vocabulary: usize) -> Self {
         let mut plan = Plan::default();
         for (row, draw) in draws.iter().enumerate() {
-            let first = plan.seen.len() as i32;
+            let first = plan.seen.len();
             if draw.penalises() {
                 let known = draw.seen.iter().filter(|&&token| (token as usize) < vocabulary);
                 plan.seen.extend(known.map(|&token| token as i32));
@@ -95,22 +114,23 @@ impl Plan {
                 slot = plan.kept.len() as i32;
                 plan.kept.push(row as i32);
             }
-            let filters = draw.filters(vocabulary);
-            plan.settings.push(Settings {
-                divisor: draw.divisor(),
-                greedy: draw.is_greedy().into(),
-                seed: [draw.seed as u32, (draw.seed >> 32) as u32],
-                position: draw.position,
-                slot,
-                top_k: if filters && draw.top_k < vocabulary { draw.top_k as i32 } else { 0 },
-                top_p: if filters { draw.top_p } else { 1.0 },
-                min_p: if filters { draw.min_p } else { 0.0 },
-                penalty: draw.penalty,
-                seen: [first, plan.seen.len() as i32],
-            });
+            plan.settings.push(Settings::of(draw, vocabulary, slot, first..plan.seen.len()));
         }
         plan
     }
+}
+
+/// See [`crate::backend::Recorder::settings`]: every row keeps its logits, or none does.
+pub(super) fn settings(draws: &[Draw<'_>], vocabulary: usize, room: usize) -> Result<Tensor> {
+    draws.iter().try_for_each(Draw::check)?;
+    let kept = draws.iter().any(|draw| !draw.is_plain(vocabulary));
+    let rows = draws.iter().enumerate().map(|(row, draw)| {
+        let slot = if kept { (row % KEPT) as i32 } else { -1 };
+        let seen = if draw.penalises() { draw.seen.len() } else { 0 };
+        Settings::of(draw, vocabulary, slot, row * room..row * room + seen)
+    });
+    let rows: Vec<Settings> = rows.collect();
+    Tensor::from_slice::<i32>(&[rows.len(), SETTINGS_WORDS], bytemuck::cast_slice(&rows))
 }
 
 /// See [`crate::backend::Backend::logprobs`].
@@ -159,78 +179,70 @@ pub(super) fn sample<R: Runtime>(
     const OP: &str = "sample";
     let sizes = check::sample(out, hidden, weight, draws)?;
     check_inputs(OP, sizes, hidden, weight)?;
-    expect_dtype(OP, "logp", &out.logp, Dtype::F32)?;
-    let nowhere = gpu.at_or_null(None)?;
-    let entropy = match &mut out.entropy {
-        Some(entropy) => {
-            expect_dtype(OP, "entropy", entropy, Dtype::F32)?;
-            gpu.target(entropy)?
-        }
-        None => nowhere,
-    };
-    let outputs = [gpu.target(&mut out.token)?, gpu.target(&mut out.logp)?, entropy];
+    let outputs = targets(gpu, OP, out)?;
     let most = if draws.iter().all(|draw| draw.is_plain(sizes.columns)) { SCORED } else { KEPT };
     for rows in parts(sizes.rows, most) {
         let plan = Plan::of(&draws[rows.clone()], sizes.columns);
         let head = Head::new(gpu, OP, sizes, rows, hidden, weight)?;
-        let count = head.rows.len();
         let settings = bytemuck::cast_slice(&plan.settings);
-        let settings = gpu.upload(Tensor::from_slice::<i32>(&[count, SETTINGS_WORDS], settings)?)?;
-        let settings = At(gpu.at(&settings)?);
-        // One row more than tiles: what `sample` leaves.
-        let leaders = gpu.temporary(Dtype::F32, &[head.tiles + 1, count, 4])?;
-        let pitch = sizes.columns.next_multiple_of(4);
-        let logits = gpu.temporary(Dtype::F32, &[plan.kept.len(), pitch])?;
-        let work = [At(nowhere), At(gpu.at(&leaders)?), At(gpu.at(&logits)?)];
-        head.launch(work, At(nowhere), settings.clone(), int(OP, "the vocabulary", pitch)?, 1.0)?;
-        if !plan.kept.is_empty() {
-            let last = gpu.at(&leaders)?.plus(head.tiles * count * 16);
-            draw_kept(gpu, OP, &plan, last, gpu.at(&logits)?, settings.clone(), sizes.columns)?;
-        }
-        let place = |address: Address| {
-            At(if address == nowhere { nowhere } else { address.plus(head.rows.start * 4) })
-        };
-        let mut arguments = outputs.map(place).to_vec();
-        arguments.extend([At(gpu.at(&head.summaries)?), At(gpu.at(&leaders)?), settings]);
-        head.join("head_drawn", arguments)?;
+        let shape = [plan.settings.len(), SETTINGS_WORDS];
+        let settings = gpu.upload(Tensor::from_slice::<i32>(&shape, settings)?)?;
+        let [kept, seen] = [&plan.kept, &plan.seen].map(|list| match list.is_empty() {
+            true => Ok(None),
+            false => gpu.upload(Tensor::from_slice(&[list.len()], list)?).map(Some),
+        });
+        let (kept, seen) = (kept?, seen?);
+        let rows = gpu.at_or_null(kept.as_ref())?;
+        let kept = Kept { count: plan.kept.len(), rows, seen: gpu.at_or_null(seen.as_ref())? };
+        head.draw(gpu.at(&settings)?, &kept, outputs)?;
     }
     Ok(())
 }
 
-/// The leaders of rows whose logits were kept.
-fn draw_kept<R: Runtime>(
+/// See [`crate::backend::Recorder::sample_by`].
+pub(super) fn sample_by<R: Runtime>(
     gpu: &Gpu<R>,
-    op: &'static str,
-    plan: &Plan,
-    leaders: Address,
-    logits: Address,
-    settings: Argument,
-    vocabulary: usize,
+    out: &mut Drawn,
+    hidden: &Tensor,
+    weight: &Tensor,
+    table: &DrawTable<'_>,
 ) -> Result<()> {
-    if vocabulary > SAMPLED {
-        let what = format!("a vocabulary of {vocabulary}; penalties and filters on a device have {SAMPLED}");
-        return Err(Error::caller(op, what));
+    const OP: &str = "sample";
+    let sizes = check::drawn(OP, out, hidden, weight)?;
+    check_inputs(OP, sizes, hidden, weight)?;
+    if table.settings.shape() != [sizes.rows, SETTINGS_WORDS] {
+        return Err(Error::caller(OP, format!("settings are {:?} for {} rows", table.settings, sizes.rows)));
     }
-    let [kept, seen] =
-        [&plan.kept, &plan.seen].map(|list| gpu.upload(Tensor::from_slice(&[list.len()], list)?));
-    let (kept, seen) = (kept?, seen?);
-    let seen_bits = if plan.seen.is_empty() { 0 } else { vocabulary.div_ceil(32) * 4 };
-    let arguments = [
-        At(leaders),
-        At(logits),
-        settings,
-        At(gpu.at(&kept)?),
-        At(gpu.at(&seen)?),
-        I32(vocabulary as i32),
-        I32(vocabulary.next_multiple_of(4) as i32),
-    ];
-    gpu.launch(&Launch {
-        kernel: "sample",
-        grid: [plan.kept.len() as u32, 1, 1],
-        block: [1024, 1, 1],
-        shared: 16_896 + seen_bits as u32,
-        arguments: &arguments,
-    })
+    let outputs = targets(gpu, OP, out)?;
+    for rows in parts(sizes.rows, if table.kept { KEPT } else { SCORED }) {
+        let settings = gpu.at(table.settings)?.plus(rows.start * size_of::<Settings>());
+        let count = if table.kept { rows.len() } else { 0 };
+        let kept = Kept { count, rows: Address(0), seen: gpu.at_or_null(table.seen)? };
+        Head::new(gpu, OP, sizes, rows, hidden, weight)?.draw(settings, &kept, outputs)?;
+    }
+    Ok(())
+}
+
+/// Where tokens, log-probs and entropies go.
+fn targets<R: Runtime>(gpu: &Gpu<R>, op: &'static str, out: &mut Drawn) -> Result<[Address; 3]> {
+    expect_dtype(op, "logp", &out.logp, Dtype::F32)?;
+    let entropy = match &mut out.entropy {
+        Some(entropy) => {
+            expect_dtype(op, "entropy", entropy, Dtype::F32)?;
+            gpu.target(entropy)?
+        }
+        None => Address(0),
+    };
+    Ok([gpu.target(&mut out.token)?, gpu.target(&mut out.logp)?, entropy])
+}
+
+/// Rows that keep their logits, for `sample` to draw from.
+struct Kept {
+    count: usize,
+    /// Which they are; all if null.
+    rows: Address,
+    /// The tokens seen in rows that are penalised; none if null.
+    seen: Address,
 }
 
 pub(super) fn check_inputs(
@@ -310,6 +322,53 @@ impl<'a, R: Runtime> Head<'a, R> {
             grid: [blocks as u32, 1, 1],
             block: [tile.threads, 1, 1],
             shared: tile.shared,
+            arguments: &arguments,
+        })
+    }
+
+    /// Draws a token for each row, with settings that the device has.
+    fn draw(&self, settings: Address, kept: &Kept, outputs: [Address; 3]) -> Result<()> {
+        let (gpu, count, vocabulary) = (self.gpu, self.rows.len(), self.sizes.columns);
+        // One row more than tiles: what `sample` leaves.
+        let leaders = gpu.temporary(Dtype::F32, &[self.tiles + 1, count, 4])?;
+        let pitch = vocabulary.next_multiple_of(4);
+        let logits = gpu.temporary(Dtype::F32, &[kept.count, pitch])?;
+        let (leaders, logits) = (gpu.at(&leaders)?, gpu.at(&logits)?);
+        let work = [At(Address(0)), At(leaders), At(logits)];
+        self.launch(work, At(Address(0)), At(settings), int(self.op, "the vocabulary", pitch)?, 1.0)?;
+        if kept.count > 0 {
+            self.draw_kept(settings, kept, leaders.plus(self.tiles * count * 16), logits)?;
+        }
+        let place =
+            |address: Address| At(if address.0 == 0 { address } else { address.plus(self.rows.start * 4) });
+        let mut arguments = outputs.map(place).to_vec();
+        arguments.extend([At(self.gpu.at(&self.summaries)?), At(leaders), At(settings)]);
+        self.join("head_drawn", arguments)
+    }
+
+    /// The leaders of rows whose logits were kept.
+    fn draw_kept(&self, settings: Address, kept: &Kept, leaders: Address, logits: Address) -> Result<()> {
+        let vocabulary = self.sizes.columns;
+        if vocabulary > SAMPLED {
+            let what =
+                format!("a vocabulary of {vocabulary}; penalties and filters on a device have {SAMPLED}");
+            return Err(Error::caller(self.op, what));
+        }
+        let seen_bits = if kept.seen.0 == 0 { 0 } else { vocabulary.div_ceil(32) * 4 };
+        let arguments = [
+            At(leaders),
+            At(logits),
+            At(settings),
+            At(kept.rows),
+            At(kept.seen),
+            I32(vocabulary as i32),
+            I32(vocabulary.next_multiple_of(4) as i32),
+        ];
+        self.gpu.launch(&Launch {
+            kernel: "sample",
+            grid: [kept.count as u32, 1, 1],
+            block: [1024, 1, 1],
+            shared: 16_896 + seen_bits as u32,
             arguments: &arguments,
         })
     }

@@ -10,6 +10,7 @@ mod arena;
 mod attention;
 mod attention_backward;
 mod column_sums;
+mod decode;
 mod device;
 #[cfg(feature = "cuda")]
 pub mod driver;

@@ -13,7 +13,7 @@ use pellucid::{
     format::ModelFolder,
     format::config::DecoderConfig,
     model::{
-        Decoder, KvCache, Model, PAGE, Positions, Run, Workspace, bytes_per_position, pages_for,
+        Decoder, Decoding, KvCache, Model, PAGE, Positions, Run, Workspace, bytes_per_position, pages_for,
         workspace_bytes_per_row,
     },
     tensor::Dtype,
@@ -256,13 +256,18 @@ impl Ready {
             pages,
             images: &[],
         };
-        let runs: Vec<Run<'_>> = self.tables.iter().map(|table| run(table)).collect();
+        let position = *keys as u32;
+        let draws = (0..*sequences as u64).map(|seed| Draw { seed, position, ..Draw::default() });
+        let runs = self.tables.iter().map(|table| run(table));
+        if *count == 1 && backend.recorder().is_some() {
+            let each = runs.zip(draws).map(|(run, draw)| Decoding { run, draw, tokens: 1 });
+            let drawn = decoder.decode(backend, &each.collect::<Vec<_>>(), &[], cache, work)?;
+            return drawn.into_iter().flatten().try_for_each(|token| token.map(drop));
+        }
+        let (runs, draws): (Vec<Run<'_>>, Vec<Draw<'_>>) = (runs.collect(), draws.collect());
         decoder.forward(backend, &runs, &[], cache, work)?;
         let ends: Vec<usize> = (1..=*sequences).map(|at| at * *count - 1).collect();
         let hidden = decoder.rows(backend, work.normed(), &ends)?;
-        let position = *keys as u32;
-        let draws: Vec<Draw<'_>> =
-            (0..*sequences as u64).map(|seed| Draw { seed, position, ..Draw::default() }).collect();
         decoder
             .sample(backend, &hidden, &draws, false)?
             .read(backend)?
