@@ -181,8 +181,8 @@ mod tests {
             let changes: Vec<String> = changes.iter().map(|change| change.to_string()).collect();
             Config::parse(include_str!("../../../assets/demo.toml"), &changes).expect("is a configuration")
         };
-        let changes = Change::all(&config(&[]), &config(&["data.layout=verl", "run.steps=9"]));
+        let changes = Change::all(&config(&[]), &config(&["data.layout=mathvista", "run.steps=9"]));
         let lines: Vec<String> = changes.expect("are compared").iter().map(ToString::to_string).collect();
-        assert_eq!(lines, ["data.layout = \"verl\" (nothing before)", "run.steps = 9 (60 before)"]);
+        assert_eq!(lines, ["data.layout = \"mathvista\" (nothing before)", "run.steps = 9 (60 before)"]);
     }
 }
