@@ -174,3 +174,14 @@ fn pictures_of_the_world_are_not_resized() {
         }
     }
 }
+
+#[cfg(feature = "cli")]
+#[test]
+#[ignore = "needs tests/golden/requirements.txt: PYTHON=python cargo test --test tiny -- --ignored"]
+fn transformers_reads_them_and_computes_the_same() {
+    let python = std::env::var_os("PYTHON").unwrap_or("python3".into());
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/builtin.py");
+    let mut command = std::process::Command::new(python);
+    let run = command.arg(script).arg(env!("CARGO_BIN_EXE_pellucid")).output().unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+}
