@@ -169,8 +169,8 @@ fn header(html: &mut Html, run: &Folder, pairs: &[Pair<'_>]) {
                 html.element("dd", &[], |html| {
                     html.leaf("b", &[], percent(rate.rate));
                     let range = format!("[{:.1}, {:.1}]", 100.0 * rate.low, 100.0 * rate.high);
-                    let was = before.and_then(of).map(|was| format!("from {} ", percent(was.rate)));
-                    html.leaf("small", &[], was.unwrap_or_default() + &range);
+                    let was = before.and_then(of).map(|was| format!(", from {}", percent(was.rate)));
+                    html.leaf("small", &[], range + &was.unwrap_or_default());
                 });
             });
         }
@@ -218,7 +218,7 @@ fn signs(html: &mut Html, run: &Folder) {
 fn sign(html: &mut Html, alarm: &Alarm, when: &str) {
     html.element("li", &[], |html| {
         html.leaf("b", &[], alarm.name);
-        html.text(format!(" {when}: {}. ", alarm.what));
+        html.text(format!(" {when}: {}; ", alarm.what));
         html.leaf("span", &[("class", &"quiet")], format!("{}.", alarm.remedy));
     });
 }
