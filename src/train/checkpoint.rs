@@ -1,7 +1,7 @@
 //! What a run leaves behind so that it can go on as if nothing had happened.
 //!
 //! `checkpoint-<step>/` is a PEFT adapter, or a whole model, with the optimiser's averages and `trainer_state.json` beside
-//! it. The state holds a hash of every other file and is looked at first: a folder is whole or it is passed over. What is
+//! it. The state holds a hash of every other file, and of itself, and is looked at first: a folder is whole or it is passed over. What is
 //! trained together is saved together: another trainer's checkpoint is a folder in it, and comes, goes and breaks with it.
 
 use super::full::FullTrainer;
@@ -34,6 +34,19 @@ pub struct State {
     pub run: serde_json::Value,
     /// blake3 of every other file.
     files: BTreeMap<String, String>,
+    /// blake3 of all the above.
+    seal: String,
+}
+
+impl State {
+    /// The hash of everything but itself, as a reader of the file finds it.
+    fn hash(&self) -> Result<String> {
+        let broken = |cause| Error::internal("checkpoint", format!("the state is no JSON: {cause}"));
+        let open = State { seal: String::new(), ..self.clone() };
+        let text = serde_json::to_vec(&open).map_err(broken)?;
+        let read: serde_json::Value = serde_json::from_slice(&text).map_err(broken)?;
+        Ok(blake3::hash(read.to_string().as_bytes()).to_hex().to_string())
+    }
 }
 
 /// A checkpoint that is whole.
@@ -51,11 +64,15 @@ impl Checkpoint {
         let bytes = read(&path)?;
         let state: State = serde_json::from_slice(&bytes)
             .map_err(|cause| Error::file_because(&path, "is no state of a trainer", cause))?;
+        const CHANGED: &str = "is not what was written; use an earlier checkpoint";
+        if state.hash()? != state.seal {
+            return Err(Error::file(path, CHANGED));
+        }
         for (name, expected) in &state.files {
             let path = folder.join(name);
             let found = blake3::hash(&read(&path)?).to_hex();
             if found.as_str() != expected {
-                return Err(Error::file(path, "is not what was written; use an earlier checkpoint"));
+                return Err(Error::file(path, CHANGED));
             }
         }
         Ok(Checkpoint { folder: folder.to_owned(), state })
@@ -192,7 +209,8 @@ fn seal(
     write_tensors(&folder.join(AVERAGES), averages)?;
     let mut files = BTreeMap::new();
     hash(folder, "", &mut files)?;
-    let state = State { global_step: step, optimizer, run: more.clone(), files };
+    let mut state = State { global_step: step, optimizer, run: more.clone(), files, seal: String::new() };
+    state.seal = state.hash()?;
     let text = serde_json::to_vec_pretty(&state)
         .map_err(|cause| Error::internal("checkpoint", format!("the state is no JSON: {cause}")))?;
     write_file(&folder.join(TRAINER_STATE), &text)
