@@ -323,6 +323,9 @@ fn what_counts_is_learned_by_its_weight() {
     }
     let odd = [lesson(prompt, tokens, vec![1.0; 2])];
     assert!(trainer.supervise(&odd).unwrap_err().to_string().contains("lesson 0"));
+    let none = [lesson(prompt, tokens, vec![0.0; tokens.len()])];
+    assert!(trainer.supervise(&none).unwrap_err().to_string().contains("no token"));
+    assert_eq!(trainer.counts().step, 0);
 }
 
 /// Checkpoints are models with an optimiser beside them; fused weights, frozen towers and those that never learn included.

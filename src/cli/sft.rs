@@ -90,8 +90,8 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     while step < config.run.steps {
         let stats = pupil.learn(&order.take(&mut progress.cursor, config.optim.prompts_per_step))?;
         step += 1;
-        if let (Some(name), false) = (&stats.bad, global.quiet) {
-            eprintln!("step {step}: the gradient of {name} is not finite; the step is not taken");
+        if let (Some(bad), false) = (&stats.bad, global.quiet) {
+            eprintln!("step {step}: {bad} is not finite; the step is not taken");
         }
         let line = metrics(step, &stats);
         folder.log(&line)?;

@@ -134,6 +134,10 @@ impl FullTrainer {
         let stats = self.differentiate(lessons)?;
         let backend = self.model().backend.clone();
         let FullTrainer { learner, gradients, tower, optimiser, .. } = self;
+        if let Some(bad) = stats.bad.clone() {
+            let Update { grad_norm, learning_rate, bad } = optimiser.pass_over(bad)?;
+            return Ok(Stats { grad_norm, learning_rate, bad, ..stats });
+        }
         let model = learner.model_mut()?;
         let weights = if tower.is_some() { model.parameters_mut() } else { model.decoder.parameters_mut() };
         let mut all = gradients.tensors();
@@ -179,6 +183,9 @@ impl FullTrainer {
 
     /// Lessons with their pictures as the tower sees them now.
     fn samples(&self, lessons: &[Lesson]) -> Result<Vec<Sample>> {
+        if lessons.iter().flat_map(|lesson| &lesson.weights).all(|weight| *weight == 0.0) {
+            return Err(Error::caller(OP, "no token of these lessons counts; there is nothing to learn"));
+        }
         let mut samples: Vec<Sample> = Vec::with_capacity(lessons.len());
         for (number, Lesson { prompt, tokens, weights }) in lessons.iter().enumerate() {
             if weights.len() != tokens.len() || weights.iter().any(|weight| !weight.is_finite()) {

@@ -45,6 +45,9 @@ struct Pair {
     b: Tensor, // f32 [N, R]
 }
 
+/// The rank from which on an adapter is a slip of the pen.
+const MOST_RANKS: usize = 1 << 14;
+
 impl Lora {
     /// A new adapter, which changes nothing yet: B is 0, and A uniform up to 1/√K, as PEFT begins.
     pub fn fresh(model: &ModelConfig, spec: LoraSpec, seed: u64) -> Result<Self> {
@@ -52,6 +55,9 @@ impl Lora {
         if rank == 0 || alpha.is_nan() || alpha <= 0.0 {
             let what = format!("rank {rank} and alpha {alpha}; both have to be above 0");
             return Err(Error::caller(OP, what));
+        }
+        if rank > MOST_RANKS {
+            return Err(Error::caller(OP, format!("rank {rank}; {MOST_RANKS} is the most")));
         }
         // PEFT would find linears of these names in the image tower as well.
         let beside = model.vision.as_ref().map(|_| Pattern::whole(TOWER)).transpose()?;

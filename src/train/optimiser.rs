@@ -70,7 +70,7 @@ pub struct OptimiserSettings {
     pub steps: u64,
     /// The longest gradient, in its norm over all parameters.
     pub max_grad_norm: f64,
-    /// Steps in a row whose gradient is not finite, until the run stops.
+    /// Steps in a row in which something is not finite, until the run stops.
     pub max_bad_steps: u32,
 }
 
@@ -126,7 +126,7 @@ pub struct Update {
     pub grad_norm: f64,
     /// The rate.
     pub learning_rate: f64,
-    /// The first parameter whose gradient is not finite; the step was then not taken.
+    /// What was not finite, the first of it; the step was then not taken.
     pub bad: Option<String>,
 }
 
@@ -205,20 +205,12 @@ impl Optimiser {
         backend.sq_norm(&mut squares, gradients)?;
         let squares = backend.download(&squares)?.to_f64();
         let grad_norm = squares.iter().sum::<f64>().sqrt();
-        self.step += 1;
-        let learning_rate = self.settings.rate(self.step);
+        let learning_rate = self.settings.rate(self.step + 1);
         if let Some(at) = squares.iter().position(|square| !square.is_finite()) {
-            self.bad_in_a_row += 1;
-            if self.bad_in_a_row >= self.settings.max_bad_steps {
-                let what = format!(
-                    "the gradient was not finite in {} steps in a row, in step {} first at {}; lower lr or look at \
-                     the rewards",
-                    self.bad_in_a_row, self.step, self.names[at]
-                );
-                return Err(Error::caller(OP, what));
-            }
-            return Ok(Update { grad_norm, learning_rate, bad: Some(self.names[at].clone()) });
+            let bad = format!("the gradient of {}", self.names[at]);
+            return self.pass_over(bad).map(|update| Update { grad_norm, learning_rate, ..update });
         }
+        self.step += 1;
         self.bad_in_a_row = 0;
         self.taken += 1;
         let settings = AdamwSettings {
@@ -243,6 +235,21 @@ impl Optimiser {
             .collect();
         backend.adamw(&mut parameters, &settings)?;
         Ok(Update { grad_norm, learning_rate, bad: None })
+    }
+
+    /// Counts a step that is not taken, because something in it is not finite; too many of them in a row are an error.
+    pub fn pass_over(&mut self, bad: String) -> Result<Update> {
+        self.step += 1;
+        self.bad_in_a_row += 1;
+        if self.bad_in_a_row >= self.settings.max_bad_steps {
+            let what = format!(
+                "in {} steps in a row something was not finite, in step {} {bad}; go back to an earlier checkpoint with a \
+                 lower lr, or look at the rewards",
+                self.bad_in_a_row, self.step
+            );
+            return Err(Error::caller(OP, what));
+        }
+        Ok(Update { grad_norm: f64::NAN, learning_rate: self.settings.rate(self.step), bad: Some(bad) })
     }
 
     /// What it remembers beside tensors.

@@ -63,7 +63,7 @@ pub struct Stats {
     pub computed: usize,
     /// Passes.
     pub microbatches: usize,
-    /// The first parameter whose gradient was not finite; nothing has changed then.
+    /// What was not finite, the first of it; nothing has changed then.
     pub bad: Option<String>,
 }
 
@@ -185,6 +185,10 @@ impl Trainer {
         self.gradients.clear(backend)?;
         let work = Work { samples, batches, adapter: Some(&*self.current), loss };
         let stats = work.gradient(&mut self.learner, &mut self.gradients, |_, _| Ok(()))?;
+        if let Some(bad) = stats.bad.clone() {
+            let Update { grad_norm, learning_rate, bad } = self.optimiser.pass_over(bad)?;
+            return Ok(Stats { grad_norm, learning_rate, bad, ..stats });
+        }
         if Arc::get_mut(&mut self.spare).is_none() {
             self.spare = Arc::new(self.current.like(backend)?);
         }
@@ -240,7 +244,8 @@ pub(super) struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Adds the gradient of the loss to `gradients`. `after` each microbatch its learner may be asked for more.
+    /// Adds the gradient of the loss to `gradients`, unless a log-prob is not finite: that has no slope, and the statistics
+    /// say so. `after` each microbatch its learner may be asked for more.
     pub(super) fn gradient(
         &self,
         learner: &mut Learner,
@@ -256,10 +261,16 @@ impl Work<'_> {
         for (number, (batch, weights)) in batches.iter().zip(&weights).enumerate() {
             stats.computed += batch.tokens;
             let slopes = |reading: &Reading| {
-                let slopes = loss.slopes(number, batch, weights, reading, &mut stats);
-                finite(reading, batch).map(|()| slopes)
+                stats.bad = odd(reading, batch);
+                Ok(match stats.bad {
+                    Some(_) => reading.logp.iter().map(|logp| vec![0.0; logp.len()]).collect(),
+                    None => loss.slopes(number, batch, weights, reading, &mut stats),
+                })
             };
             learner.learn(samples, batch, adapter, loss.temperature(), slopes, gradients)?;
+            if stats.bad.is_some() {
+                break;
+            }
             after(learner, batch)?;
         }
         let tokens = stats.tokens.max(1) as f64;
@@ -400,13 +411,8 @@ fn check(samples: &[Sample]) -> Result<()> {
     Ok(())
 }
 
-/// A log-prob that is not finite has no slope.
-fn finite(reading: &Reading, batch: &Microbatch) -> Result<()> {
-    match reading.logp.iter().position(|logp| logp.iter().any(|logp| !logp.is_finite())) {
-        None => Ok(()),
-        Some(at) => {
-            let what = format!("sample {} has a log-prob that is not finite", batch.samples().start + at);
-            Err(Error::caller(OP, what))
-        }
-    }
+/// The first sample with a log-prob that is not finite.
+fn odd(reading: &Reading, batch: &Microbatch) -> Option<String> {
+    let at = reading.logp.iter().position(|logp| logp.iter().any(|logp| !logp.is_finite()))?;
+    Some(format!("a log-prob of completion {}", batch.samples().start + at))
 }
