@@ -365,6 +365,30 @@ fn tiers_pay_and_what_nobody_can_tell_is_left_out() {
 }
 
 #[test]
+fn both_learn_in_turns_and_both_are_on_record() {
+    let learn = "reasoner.learn={lr=1e-3,lora={rank=4,alpha=8},alternate=[2,1]}";
+    let folder = tempfile::tempdir().unwrap();
+    let linear = ["reasoner.temperature=1.0", "optim.schedule=linear", "optim.warmup_steps=0", learn];
+    let config = config(folder.path(), &linear);
+    let cast = Cast::open(&config, &backend()).unwrap();
+    let (mut run, _) = Run::begin(&cast, &config, &cast.memory(&config, FREE).unwrap(), None).unwrap();
+    let lines: Vec<_> = (0..4).map(|_| metrics(&run.step().unwrap())).collect();
+    let rates = |name: &str| -> Vec<Option<f64>> {
+        lines.iter().map(|line| line.get(name).and_then(Value::as_f64)).collect()
+    };
+    // Of four steps three are the captioner's: each comes to the end of a schedule of its own.
+    let rate = config.optim.lr;
+    let [first, second, none, third] = rates("learning_rate")[..] else { panic!("four steps") };
+    assert_eq!(none, None);
+    for (found, share) in [(first, 1.0), (second, 2.0 / 3.0), (third, 1.0 / 3.0)] {
+        assert!((found.unwrap() / rate - share).abs() < 1e-9, "{found:?}");
+    }
+    assert_eq!(rates("reasoner/learning_rate"), [None, None, Some(1e-3), None]);
+    assert_eq!(rates("reasoner/sampling_logp_difference/max")[2], Some(0.0));
+    assert!(rates("reasoner/grad_norm")[2].unwrap() > 0.0);
+}
+
+#[test]
 fn a_reasoner_that_learns_is_paid_for_asking_less() {
     let config = config(Path::new("unused"), &[]);
     let cast = Cast::open(&config, &backend()).unwrap();

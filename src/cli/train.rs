@@ -108,6 +108,10 @@ pub(super) fn steps(
         if lines.len() > KEPT {
             lines.remove(KEPT / 2);
         }
+        let bad = step.stats.iter().chain(&step.reasoner).find_map(|stats| stats.bad.as_deref());
+        if let (Some(bad), false) = (bad, global.quiet) {
+            bar.suspend(|| eprintln!("step {}: {bad} is not finite; an update is not taken", step.step));
+        }
         for (problem, error) in step.left_out.iter().filter(|_| !global.quiet) {
             bar.suspend(|| eprintln!("step {}: problem {}: {error}", step.step, problem.id));
         }

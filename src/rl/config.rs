@@ -51,6 +51,9 @@ pub struct Config {
     pub run: Run,
 }
 
+/// Completions a step may have: more are a slip of the pen.
+const MOST_COMPLETIONS: usize = 1 << 20;
+
 impl Config {
     /// Reads a file and changes it by `key=value` with dotted keys.
     pub fn read(path: &Path, changes: &[String]) -> Result<Self> {
@@ -122,6 +125,13 @@ impl Config {
         if let Some((name, _)) = counts.iter().find(|(_, count)| *count == 0) {
             return refuse(format!("{name} is 0; it has to be at least 1"));
         }
+        let completions = self.optim.prompts_per_step.saturating_mul(self.optim.group_size);
+        if completions > MOST_COMPLETIONS {
+            return refuse(format!(
+                "optim.prompts_per_step times optim.group_size is {completions} completions a step; {MOST_COMPLETIONS} \
+                 are the most"
+            ));
+        }
         for (part, temperature, top_p) in [
             ("captioner", self.captioner.temperature, 1.0),
             ("reasoner", self.reasoner.temperature, self.reasoner.top_p),
@@ -155,6 +165,8 @@ impl Config {
     pub fn train_settings(&self) -> Result<TrainSettings> {
         let Optim { lr, betas, eps, weight_decay, warmup_steps, max_grad_norm, max_bad_steps, .. } =
             self.optim;
+        let steps =
+            self.reasoner.learn.as_ref().map_or(self.run.steps, |learn| learn.shares(self.run.steps).0);
         let optimiser = OptimiserSettings {
             learning_rate: lr,
             betas,
@@ -162,7 +174,7 @@ impl Config {
             weight_decay,
             warmup_steps,
             schedule: Schedule::named(&self.optim.schedule)?,
-            steps: self.run.steps * self.optim.epochs_per_batch as u64,
+            steps: steps * self.optim.epochs_per_batch as u64,
             max_grad_norm,
             max_bad_steps,
         };

@@ -16,6 +16,7 @@ pub fn metrics(step: &Step) -> Map<String, Value> {
     subjects(step, &mut put);
     captions(step, &mut put);
     updates(step, &mut put);
+    pupil(step, &mut put);
     if let Some(Value::Object(counters)) =
         step.remote.as_ref().and_then(|remote| serde_json::to_value(remote).ok())
     {
@@ -147,6 +148,18 @@ fn updates(step: &Step, put: &mut dyn FnMut(&str, Value)) {
     put("computed_tokens", json!(first.computed));
     put("microbatches", json!(first.microbatches));
     put("skipped", json!(step.stats.iter().find_map(|stats| stats.bad.clone())));
+}
+
+/// Of a reasoner that learns, too.
+fn pupil(step: &Step, put: &mut dyn FnMut(&str, Value)) {
+    let (Some(first), Some(last)) = (step.reasoner.first(), step.reasoner.last()) else { return };
+    put("reasoner/loss", json!(last.loss));
+    put("reasoner/kl", json!(first.kl));
+    put("reasoner/entropy", json!(first.entropy));
+    put("reasoner/grad_norm", json!(last.grad_norm));
+    put("reasoner/learning_rate", json!(last.learning_rate));
+    put("reasoner/sampling_logp_difference/max", json!(first.sampling_difference));
+    put("reasoner/skipped", json!(step.reasoner.iter().find_map(|stats| stats.bad.clone())));
 }
 
 /// Lines of `samples.jsonl`: every caption and what became of it, every problem that was left out and why.

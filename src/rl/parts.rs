@@ -85,6 +85,18 @@ impl Learn {
             }
         }
     }
+
+    /// Of so many steps, those in which the captioner learns and those in which the reasoner does.
+    pub fn shares(&self, steps: u64) -> (u64, u64) {
+        match self.alternate {
+            None => (steps, steps),
+            Some([captioner, reasoner]) => {
+                let round = captioner + reasoner;
+                let captioners = steps / round * captioner + (steps % round).min(captioner);
+                (captioners, steps - captioners)
+            }
+        }
+    }
 }
 
 /// What stays as it is while the captioner learns.

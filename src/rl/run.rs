@@ -106,6 +106,8 @@ pub struct Step {
     pub payment: Vec<f64>,
     /// What each update did.
     pub stats: Vec<Stats>,
+    /// What each update of a reasoner that learns did.
+    pub reasoner: Vec<Stats>,
     /// Where the time of sampling went.
     pub spent: Spent,
     /// Time of the updates.
@@ -216,13 +218,15 @@ impl<'m> Run<'m> {
         frozen.check(&mut sampler.stage)?;
         let turns = pupil.as_ref().map_or((true, false), |pupil| pupil.learn.turns(state.step));
         let start = Instant::now();
-        let mut learn = || -> Result<Vec<Stats>> {
-            if let (Some(pupil), (_, true)) = (&mut *pupil, turns) {
-                pupil.step(&groups, credit)?;
-            }
-            if !turns.0 || graded.samples.is_empty() { Ok(Vec::new()) } else { trainer.step(&graded.samples) }
+        let mut learn = || -> Result<(Vec<Stats>, Vec<Stats>)> {
+            let reasoner = match (&mut *pupil, turns) {
+                (Some(pupil), (_, true)) => pupil.step(&groups, credit)?,
+                _ => Vec::new(),
+            };
+            let idle = !turns.0 || graded.samples.is_empty();
+            Ok((if idle { Vec::new() } else { trainer.step(&graded.samples)? }, reasoner))
         };
-        let stats = if overlap && next < steps && !next.is_multiple_of(save_every) {
+        let (stats, reasoner) = if overlap && next < steps && !next.is_multiple_of(save_every) {
             let (stats, ahead) = std::thread::scope(|scope| {
                 let ahead = scope.spawn(|| sampler.batch(next, &mut state.cursor, adapter));
                 (learn(), ahead.join())
@@ -235,7 +239,7 @@ impl<'m> Run<'m> {
         };
         let update = start.elapsed();
         let words: usize = graded.samples.iter().map(|sample| sample.tokens.len()).sum();
-        if let Some(odd) = stats.iter().find(|stats| stats.tokens != words) {
+        if let Some(odd) = stats.iter().find(|stats| stats.bad.is_none() && stats.tokens != words) {
             let what =
                 format!("the loss was over {} tokens, but {words} were drawn to be learned from", odd.tokens);
             return Err(Error::internal("isolation", what));
@@ -258,6 +262,7 @@ impl<'m> Run<'m> {
             graded,
             payment,
             stats,
+            reasoner,
             spent,
             update,
             stale,
@@ -330,6 +335,7 @@ impl Pupil {
     ) -> Result<Self> {
         let mut settings = config.train_settings()?;
         settings.optimiser.learning_rate = learn.lr;
+        settings.optimiser.steps = learn.shares(config.run.steps).1 * config.optim.epochs_per_batch as u64;
         settings.objective.temperature = config.reasoner.temperature;
         let model = &player.model;
         let trainer = match (captioner, &config.reasoner.adapter) {
@@ -347,12 +353,9 @@ impl Pupil {
         Ok(Pupil { trainer, learn: learn.clone() })
     }
 
-    fn step(&mut self, groups: &[Group], credit: &Credit) -> Result<()> {
+    fn step(&mut self, groups: &[Group], credit: &Credit) -> Result<Vec<Stats>> {
         let samples = grade_reasoner(groups, self.learn.kappa, credit)?;
-        if !samples.is_empty() {
-            self.trainer.step(&samples)?;
-        }
-        Ok(())
+        if samples.is_empty() { Ok(Vec::new()) } else { self.trainer.step(&samples) }
     }
 }
 

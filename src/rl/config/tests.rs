@@ -52,6 +52,12 @@ fn what_nobody_knows_is_refused_by_name() {
 }
 
 #[test]
+fn more_than_a_machine_could_hold_is_a_slip() {
+    let many = refusal(LEAST, &["optim.prompts_per_step=100000000"]);
+    assert!(many.contains("optim.prompts_per_step times optim.group_size is 800000000"), "{many}");
+}
+
+#[test]
 fn nothing_is_drawn_at_odd_settings() {
     for part in ["captioner", "reasoner", "reference"] {
         for odd in ["-1.0", "nan", "inf", "1e-9"] {
