@@ -393,7 +393,7 @@ fn batches() -> impl Strategy<Value = Vec<Vec<f64>>> {
 proptest! {
     #[test]
     fn groups_sum_to_zero_and_uniform_ones_are_zero(rewards in batches()) {
-        for name in ["none", "group_std", "batch_std", "rloo", "beta_density"] {
+        for name in ["none", "group_std", "batch_std", "whiten", "rloo", "beta_density"] {
             let got = advantages(&rewards, &Normalizer::named(name).unwrap()).unwrap();
             for (values, group) in got.values.iter().zip(&rewards) {
                 prop_assert!(values.iter().all(|value| value.is_finite()));

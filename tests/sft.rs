@@ -315,6 +315,11 @@ fn what_cannot_be_learned_is_named() {
     refused("{\"prompt\": \"a\", \"completion\": \"b\"}\n", &["captioner.lora.rank=0"], &["rank 0"]);
     refused(
         "{\"prompt\": \"a\", \"completion\": \"b\"}\n",
+        &["captioner.lora.rank=1000000000"],
+        &["rank 1000000000"],
+    );
+    refused(
+        "{\"prompt\": \"a\", \"completion\": \"b\"}\n",
         &["captioner.lora.targets=[\"wq\"]"],
         &["no linear"],
     );

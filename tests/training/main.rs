@@ -234,6 +234,38 @@ fn gradients_do_not_depend_on_packing() {
     }
 }
 
+/// At the size the promise is made for: 600 tokens before eight completions of 200.
+#[test]
+fn a_long_prompt_is_computed_once_for_its_group() {
+    let case = Case::read("qwen3");
+    let mut school = School::new(&case, cpu(), Dtype::F32);
+    let reader =
+        Reader::open(&ModelFolder::at(case.model()), &school.model.config, ImageOptions::default()).unwrap();
+    let vocab = school.model.config.decoder.vocab as u32;
+    let drawn = |count: u32, from: u32| (0..count).map(|at| (at * at + from) % vocab).collect::<Vec<_>>();
+    let words = Words::Ids(drawn(600, 1));
+    let read = reader.read(&words, &[], Path::new(""), &RenderOptions::default()).unwrap();
+    let input = Arc::new(Input::prepare(&school.model, &read).unwrap());
+    let sample = |member: u32| Sample {
+        input: input.clone(),
+        tokens: drawn(200, 31 * member),
+        old: Vec::new(),
+        advantage: 1.0,
+        part: 0,
+    };
+    school.samples = (1..=8).map(sample).collect();
+    let together = school.batches(10_000);
+    let apart: Vec<Microbatch> = (0..8).map(|number| Microbatch::of(number..number + 1, 799)).collect();
+    let tokens = |batches: &[Microbatch]| batches.iter().map(|batch| batch.tokens).sum::<usize>();
+    assert_eq!((together.len(), tokens(&together), tokens(&apart)), (1, 600 + 8 * 199, 8 * 799));
+    assert!(tokens(&apart) as f64 >= 2.5 * tokens(&together) as f64);
+    let [whole, parts] = [together, apart].map(|batches| school.gradients(&batches, fixture_slope));
+    for ((name, ours), theirs) in school.lora.names().iter().zip(whole.tensors()).zip(parts.tensors()) {
+        let far = distance(&ours.to_f64(), &theirs.to_f64());
+        assert!(far < 1e-6, "{name}: off by {far:e}");
+    }
+}
+
 /// Samples as a sampler gives them: with its log-probs, graded.
 fn graded(school: &School) -> Vec<Sample> {
     let adapter = school.lora.adapter(&*school.model.backend, &school.model.config).unwrap();
@@ -389,6 +421,16 @@ fn a_run_that_is_interrupted_goes_on_bit_for_bit() {
     assert!(warnings[0].contains("checkpoint-9") && warnings[1].contains("checkpoint-3"), "{warnings:?}");
     assert_eq!(found.state.run["cursor"], 2);
 
+    // A digit of the state that is another one is found out, too.
+    let path = found.folder().join("trainer_state.json");
+    let state = std::fs::read_to_string(&path).unwrap();
+    assert!(state.contains("\"taken\": 4"), "{state}");
+    std::fs::write(&path, state.replace("\"taken\": 4", "\"taken\": 3")).unwrap();
+    let refused = Saved::open(found.folder()).unwrap_err().to_string();
+    assert!(refused.contains("trainer_state.json") && refused.contains("not what was written"), "{refused}");
+    std::fs::write(&path, state).unwrap();
+    assert!(Saved::open(found.folder()).is_ok());
+
     let mut resumed = found.trainer(school.model.clone(), reinforce()).unwrap();
     let rest: Vec<_> = (2..6).map(|_| resumed.step(&samples).unwrap()).collect();
     assert_eq!(rest, expected.split_off(2));
@@ -406,8 +448,9 @@ fn a_gradient_that_is_not_finite_moves_nothing_and_is_named() {
     let before = trainer.adapter();
     samples[1].advantage = 1e300;
     let stats = trainer.step(&samples).unwrap().remove(0);
-    let name = stats.bad.expect("is named");
-    assert!(school.lora.names().contains(&name), "{name}");
+    let bad = stats.bad.expect("is named");
+    let name = bad.strip_prefix("the gradient of ").unwrap();
+    assert!(school.lora.names().iter().any(|known| known == name), "{name}");
     assert!(Arc::ptr_eq(&before, &trainer.adapter()));
     let stopped = trainer.step(&samples).unwrap_err().to_string();
     assert!(stopped.contains("2 steps in a row") && stopped.contains("lora_"), "{stopped}");
@@ -416,6 +459,25 @@ fn a_gradient_that_is_not_finite_moves_nothing_and_is_named() {
     assert!(refused.contains("sample 1") && refused.contains("NaN"), "{refused}");
     samples.clear();
     assert!(trainer.step(&samples).unwrap_err().to_string().contains("no completions"));
+}
+
+/// Weights that ran away are finite, what they say is not.
+#[test]
+fn a_log_prob_that_is_not_finite_moves_nothing_and_is_named() {
+    let school = School::new(&Case::read("qwen2"), cpu(), Dtype::F32);
+    let optimiser =
+        OptimiserSettings { learning_rate: 1e30, max_bad_steps: 2, ..OptimiserSettings::default() };
+    let mut trainer =
+        Trainer::new(school.model.clone(), school.lora.clone(), settings(objective(), optimiser)).unwrap();
+    assert_eq!(trainer.supervise(&school.samples).unwrap().bad, None);
+    let before = trainer.adapter();
+    let bad = trainer.supervise(&school.samples).unwrap().bad;
+    assert_eq!(bad.as_deref(), Some("a log-prob of completion 0"));
+    assert!(Arc::ptr_eq(&before, &trainer.adapter()));
+    let counts = trainer.counts();
+    assert_eq!((counts.step, counts.taken, counts.bad_in_a_row), (2, 1, 1));
+    let stopped = trainer.supervise(&school.samples).unwrap_err().to_string();
+    assert!(stopped.contains("2 steps in a row") && stopped.contains("lower lr"), "{stopped}");
 }
 
 /// On a device the walk may err as plain arithmetic errs that rounds to bf16 where a device does, times two at most.
