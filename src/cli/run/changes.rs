@@ -92,10 +92,10 @@ pub(super) fn accept(
         format!("give another run.out and --resume {checkpoint}")
     };
     bail!(
-        "the run cannot go on with {}: what its folder says would not be so; keep what it had, or {remedy}; if it is \
-         the same by another name, say so in {}",
+        "the run cannot go on with {}: what its folder says would not be so; keep what it had, as -c {stated} \
+         does, or {remedy}; if it is the same by another name, say so in {stated}",
         all.join(", "),
-        stated.display()
+        stated = stated.display()
     )
 }
 
