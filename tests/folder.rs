@@ -140,8 +140,14 @@ fn a_run_that_goes_on_is_the_run_it_was() {
 fn an_evaluation_that_a_kill_cut_off_is_made_up() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");
-    let measured = ["run.eval_every=1", "--quiet"];
-    finished(&mut train(&out, &measured));
+    let measured = ["run.eval_every=1"];
+    // Where nobody looks on, a log says how it goes.
+    let said = finished(&mut train(&out, &measured));
+    for line in
+        ["\nstep 0/2  measured by 4 of 4 problems", "\nstep 2, measured by 4 problems: ", "report.html"]
+    {
+        assert!(said.contains(line), "{said}");
+    }
     // As a kill would leave it, between the checkpoint and what comes after.
     let [first, last] = [1, 2].map(|step| out.join(format!("eval-{step}-greedy.json")));
     let (kept, cut_off) = (fs::metadata(&first).unwrap().modified().unwrap(), fs::read(&last).unwrap());
@@ -150,7 +156,8 @@ fn an_evaluation_that_a_kill_cut_off_is_made_up() {
         fs::remove_file(out.join(name)).unwrap();
     }
     let on = [&["--resume", "latest"], &measured[..]].concat();
-    finished(&mut train(&out, &on));
+    let said = finished(train(&out, &on).arg("--quiet"));
+    assert!(said.is_empty(), "{said}");
     assert!(fs::read(&last).unwrap() == cut_off && out.join("report.html").exists());
     // What is there is not made again, and no step is taken twice.
     let made_up = written();

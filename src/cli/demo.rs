@@ -2,10 +2,10 @@
 
 use super::memory::{free_memory, run_lines};
 use super::picture::{lines, wrapped};
+use super::progress::Progress;
 use super::run::Folder;
 use super::{Global, train};
 use anyhow::Result;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pellucid::rl::cast::Cast;
 use pellucid::rl::config::Config;
 use pellucid::rl::evaluate::Roles;
@@ -35,7 +35,6 @@ const PRCO: &str = include_str!("../../assets/demo-prco.toml");
 ///
 /// Example: pellucid demo --steps 60 --out runs/demo
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub(crate) struct Arguments {
     /// PRCO instead of AC-RL: one policy captions and answers
     #[arg(long)]
@@ -195,16 +194,12 @@ fn roles(run: &mut Run<'_>, problems: &[Arc<Problem>]) -> Result<Vec<(&'static s
 }
 
 fn measure(run: &mut Run<'_>, problems: &[Arc<Problem>], when: &str, global: &Global) -> Result<Measured> {
-    let hidden = global.quiet || !std::io::stderr().is_terminal();
-    let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-    let style = ProgressStyle::with_template("{bar:24} {pos}/{len} held-out problems, {msg}  {elapsed}")?;
-    let bar = ProgressBar::with_draw_target(Some(2 * problems.len() as u64), target).with_style(style);
-    bar.set_message(when.to_owned());
+    let progress = Progress::new(global, "held-out problem", 0, 2 * problems.len() as u64)?;
+    let reach = |done: usize| progress.reach(done as u64, when.to_owned());
     let requests = run.config().episode.measured_requests();
-    let drawn = run.evaluate(problems, 1.0, requests, |done| bar.set_position(done as u64))?;
-    let greedy =
-        run.evaluate(problems, 0.0, requests, |done| bar.set_position((problems.len() + done) as u64))?;
-    bar.finish_and_clear();
+    let drawn = run.evaluate(problems, 1.0, requests, reach)?;
+    let greedy = run.evaluate(problems, 0.0, requests, |done| reach(problems.len() + done))?;
+    progress.finish();
     Ok(Measured { drawn, greedy })
 }
 

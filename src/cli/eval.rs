@@ -2,10 +2,10 @@
 
 use super::Global;
 use super::memory::free_memory;
+use super::progress::Progress;
 use super::run::faults;
 use super::settings::{Configured, text};
 use anyhow::{Context, Result, bail};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pellucid::rl::cast::Cast;
 use pellucid::rl::evaluation::{Comparison, Evaluation, Mode};
 use pellucid::rl::report;
@@ -15,7 +15,7 @@ use pellucid::task::verify::Policy;
 use serde::Serialize;
 use std::{
     fmt, fs,
-    io::{IsTerminal, Write},
+    io::Write,
     path::{Path, PathBuf},
 };
 
@@ -26,7 +26,6 @@ use std::{
 ///
 /// Example: pellucid eval -c run.toml --adapter runs/one/checkpoint-60 --mode clarification
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     settings: Configured,
@@ -97,14 +96,11 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
         Mode::SinglePass => 0,
         Mode::Clarification => config.episode.requests().max(1),
     };
-    let hidden = global.quiet || !std::io::stderr().is_terminal();
-    let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-    let style = ProgressStyle::with_template("{bar:24} {pos}/{len} problems  {elapsed}, {eta} left")?;
-    let bar = ProgressBar::with_draw_target(Some(problems.len() as u64), target).with_style(style);
-    let progress = |done: usize| bar.set_position(done as u64);
-    let mut evaluation = run.evaluate(&problems, arguments.temperature, requests, progress)?;
+    let progress = Progress::new(global, "problem", 0, problems.len() as u64)?;
+    let reach = |done: usize| progress.reach(done as u64, String::new());
+    let mut evaluation = run.evaluate(&problems, arguments.temperature, requests, reach)?;
     evaluation.conditions.step = step;
-    bar.finish_and_clear();
+    progress.finish();
 
     let comparison = before.map(|before| Comparison::between(&before, &evaluation)).transpose()?;
     fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;

@@ -18,6 +18,7 @@ mod merge;
 mod model;
 mod pretrain;
 mod picture;
+mod progress;
 mod pupil;
 mod records;
 mod rollout;

@@ -1,12 +1,12 @@
 //! `pellucid sft`: supervised learning, before reinforcement or instead of it.
 
 use super::Global;
+use super::progress::Progress;
 use super::pupil::Pupil;
 use super::records::{Lines, PromptRecord};
 use super::run::{Folder, metrics};
 use super::settings::{Resumable, text};
 use anyhow::{Context, Result, bail};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pellucid::format::ModelFolder;
 use pellucid::model::Model;
 use pellucid::prompt::message::{Content, Message};
@@ -15,10 +15,7 @@ use pellucid::prompt::template::RenderOptions;
 use pellucid::task::data::{Cursor, Order};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use std::{
-    io::{IsTerminal, Write},
-    path::Path,
-};
+use std::{io::Write, path::Path};
 
 /// Train an adapter, or a whole small model, on given completions, by cross-entropy over their tokens
 ///
@@ -28,7 +25,6 @@ use std::{
 ///
 /// Example: pellucid sft -c run.toml optim.lr=2e-4 --resume latest
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     settings: Resumable,
@@ -37,7 +33,7 @@ pub(crate) struct Arguments {
 /// What it has to remember beside weights.
 #[derive(Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Progress {
+struct Remembered {
     cursor: Cursor,
 }
 
@@ -68,41 +64,36 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
         return Ok(write!(std::io::stdout(), "{}", text(&config)?)?);
     }
     folder.begin(&config)?;
-    let (mut step, mut progress) = match &folder.checkpoint {
+    let (mut step, mut place) = match &folder.checkpoint {
         Some(checkpoint) => {
-            let progress = Progress::deserialize(&checkpoint.state.run).with_context(|| {
+            let place = Remembered::deserialize(&checkpoint.state.run).with_context(|| {
                 let folder = checkpoint.folder().display();
                 format!(
                     "{folder} was not left by sft; begin from its weights with captioner.adapter={folder}"
                 )
             })?;
-            (checkpoint.state.global_step, progress)
+            (checkpoint.state.global_step, place)
         }
-        None => (0, Progress::default()),
+        None => (0, Remembered::default()),
     };
-    let hidden = global.quiet || !std::io::stderr().is_terminal();
-    let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-    let bar = ProgressBar::with_draw_target(Some(config.run.steps), target)
-        .with_style(ProgressStyle::with_template("{bar:30} step {pos}/{len}, {msg}, {elapsed}, {eta} left")?)
-        .with_position(step);
+    let progress = Progress::new(global, "step", step, config.run.steps)?;
     let mut order = Order::new(config.seed, pupil.lessons(), config.data.shuffle);
     let mut last = None;
     while step < config.run.steps {
-        let stats = pupil.learn(&order.take(&mut progress.cursor, config.optim.prompts_per_step))?;
+        let stats = pupil.learn(&order.take(&mut place.cursor, config.optim.prompts_per_step))?;
         step += 1;
-        if let (Some(bad), false) = (&stats.bad, global.quiet) {
-            eprintln!("step {step}: {bad} is not finite; the step is not taken");
+        if let Some(bad) = &stats.bad {
+            progress.say(format_args!("step {step}: {bad} is not finite; the step is not taken"));
         }
         let line = metrics(step, &stats);
         folder.log(&line)?;
-        bar.set_message(format!("loss {:.4}", stats.loss));
-        bar.set_position(step);
+        progress.reach(step, format!("loss {:.4}", stats.loss));
         if step % config.run.save_every == 0 || step == config.run.steps {
-            pupil.save(&config.run, step, &serde_json::to_value(&progress)?)?;
+            pupil.save(&config.run, step, &serde_json::to_value(&place)?)?;
         }
         last = Some(line);
     }
-    bar.finish_and_clear();
+    progress.finish();
     let out = config.run.out.join(format!("checkpoint-{step}"));
     if global.json {
         let summary = json!({"step": step, "checkpoint": out, "last": last});

@@ -2,14 +2,14 @@
 
 use super::Global;
 use super::memory::{free_memory, run_lines};
+use super::progress::Progress;
 use super::run::{Folder, faults};
 use super::settings::{Resumable, text};
 use anyhow::Result;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pellucid::rl::alarms::of_training;
 use pellucid::rl::cast::Cast;
 use pellucid::rl::config::{Config, Run as RunConfig};
-use pellucid::rl::evaluation::{Conditions, Mode};
+use pellucid::rl::evaluation::{Conditions, Metrics, Mode};
 use pellucid::rl::metrics::{metrics, samples};
 use pellucid::rl::report::write;
 use pellucid::rl::run::{Run, Step};
@@ -18,11 +18,7 @@ use pellucid::rl::tensorboard::EventWriter;
 use pellucid::task::data::{Fault, Problem};
 use pellucid::task::verify::Policy;
 use serde_json::{Map, Value, json};
-use std::{
-    collections::BTreeSet,
-    io::{IsTerminal, Write},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, io::Write, sync::Arc};
 
 /// Train a captioner by reinforcement: AC-RL, binary rewards and others
 ///
@@ -31,7 +27,6 @@ use std::{
 ///
 /// Example: pellucid train -c run.toml episode.alpha=0.5 --resume latest
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     settings: Resumable,
@@ -61,13 +56,14 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
         faults::keep("data.eval", &unmeasured, &config.run.out)?;
     }
     let last = steps(&mut run, &held_out, &folder, global)?;
-    write(&config.run.out)?;
+    let report = write(&config.run.out)?;
     let out = config.run.out.join(format!("checkpoint-{}", run.state().step));
     if global.json {
         let summary = json!({"step": run.state().step, "checkpoint": out, "last": last});
         writeln!(std::io::stdout(), "{summary}")?;
     } else if !global.quiet {
-        eprintln!("{} steps; the adapter is in {}", run.state().step, out.display());
+        let (step, out, report) = (run.state().step, out.display(), report.display());
+        eprintln!("{step} steps; the adapter is in {out}, and what became of it in {report}");
     }
     Ok(())
 }
@@ -80,23 +76,18 @@ pub(super) fn steps(
     global: &Global,
 ) -> Result<Option<Value>> {
     let config = run.config().clone();
-    let hidden = global.quiet || !std::io::stderr().is_terminal();
-    let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-    let style = ProgressStyle::with_template("{bar:24} step {pos}/{len}  {msg}  {elapsed}, {eta} left")?;
-    let bar = ProgressBar::with_draw_target(Some(config.run.steps), target).with_style(style);
-    bar.set_position(run.state().step);
+    let progress = Progress::new(global, "step", run.state().step, config.run.steps)?;
     let mut events = EventWriter::create(&config.run.out, run.state().step)?;
     let mut lines = folder.metrics()?;
     let mut raised = BTreeSet::new();
     // At the beginning, and where the run was killed before its last evaluation was written.
     if run.state().step == 0 || (is_due(&config, run.state().step) && !is_measured(run)) {
-        measure(run, held_out)?;
+        measure(run, held_out, &progress)?;
     }
     while run.state().step < config.run.steps {
         let step = run.step()?;
         let line = metrics(&step);
-        bar.set_message(summary(&step, &line));
-        bar.set_position(step.step);
+        progress.reach(step.step, summary(&step, &line));
         events.scalars(
             step.step,
             line.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_f64()?))),
@@ -108,16 +99,15 @@ pub(super) fn steps(
         if lines.len() > KEPT {
             lines.remove(KEPT / 2);
         }
-        let bad = step.stats.iter().chain(&step.reasoner).find_map(|stats| stats.bad.as_deref());
-        if let (Some(bad), false) = (bad, global.quiet) {
-            bar.suspend(|| eprintln!("step {}: {bad} is not finite; an update is not taken", step.step));
+        if let Some(bad) = step.stats.iter().chain(&step.reasoner).find_map(|stats| stats.bad.as_deref()) {
+            progress.say(format_args!("step {}: {bad} is not finite; an update is not taken", step.step));
         }
-        for (problem, error) in step.left_out.iter().filter(|_| !global.quiet) {
-            bar.suspend(|| eprintln!("step {}: problem {}: {error}", step.step, problem.id));
+        for (problem, error) in &step.left_out {
+            progress.say(format_args!("step {}: problem {}: {error}", step.step, problem.id));
         }
         for alarm in of_training(&lines) {
-            if raised.insert(alarm.name) && !global.quiet {
-                bar.suspend(|| eprintln!("step {}: {alarm}", step.step));
+            if raised.insert(alarm.name) {
+                progress.say(format_args!("step {}: {alarm}", step.step));
             }
         }
         let last = step.step == config.run.steps;
@@ -125,10 +115,10 @@ pub(super) fn steps(
             run.save()?;
         }
         if is_due(&config, step.step) {
-            measure(run, held_out)?;
+            measure(run, held_out, &progress)?;
         }
     }
-    bar.finish_and_clear();
+    progress.finish();
     Ok(lines.pop().map(Value::Object))
 }
 
@@ -160,13 +150,29 @@ fn is_measured(run: &Run<'_>) -> bool {
 }
 
 /// Measures the captioner as it is, by greedy captions.
-fn measure(run: &mut Run<'_>, problems: &[Arc<Problem>]) -> Result<()> {
-    if !problems.is_empty() {
-        let requests = run.config().episode.measured_requests();
-        let evaluation = run.evaluate(problems, 0.0, requests, |_| {})?;
-        evaluation.save(&run.config().run.out)?;
+fn measure(run: &mut Run<'_>, problems: &[Arc<Problem>], progress: &Progress) -> Result<()> {
+    if problems.is_empty() {
+        return Ok(());
     }
+    let (step, requests) = (run.state().step, run.config().episode.measured_requests());
+    let evaluation = run.evaluate(problems, 0.0, requests, |done| {
+        progress.reach(step, format!("measured by {done} of {} problems", problems.len()));
+    })?;
+    progress.say(format_args!("step {step}, {}", found(&evaluation.metrics)));
+    evaluation.save(&run.config().run.out)?;
     Ok(())
+}
+
+/// An evaluation in a few words.
+fn found(metrics: &Metrics) -> String {
+    let rates = [
+        ("right at once", metrics.first_pass_right.or(metrics.accuracy_single)),
+        ("asked", metrics.clarification_rate),
+        ("right in the end", metrics.accuracy_clarified),
+    ];
+    let rates = rates.into_iter().filter_map(|(what, rate)| Some((what, 100.0 * rate?.rate)));
+    let rates: Vec<String> = rates.map(|(what, percent)| format!("{percent:.1} % {what}")).collect();
+    format!("measured by {} problems: {}", metrics.items, rates.join(", "))
 }
 
 /// A step in a few words.
