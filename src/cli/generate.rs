@@ -19,7 +19,6 @@ use std::{
 ///
 /// Example: pellucid generate Qwen/Qwen2.5-VL-3B-Instruct --image chart.png --prompt "What does the chart show?"
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub(crate) struct Arguments {
     /// A folder, or a hub id in the offline cache
     model: String,

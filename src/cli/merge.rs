@@ -13,7 +13,6 @@ use std::{io::Write, path::PathBuf};
 ///
 /// Example: pellucid merge --model Qwen/Qwen2.5-VL-3B-Instruct --adapter runs/one/checkpoint-60 --out merged
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub(crate) struct Arguments {
     /// A folder, or a hub id in the offline cache
     #[arg(long)]

@@ -21,7 +21,6 @@ use std::{
 ///
 /// Example: pellucid pretrain --out assets --threads 2
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub(crate) struct Arguments {
     /// Where the folders tiny-captioner and tiny-reasoner go; those there are replaced
     #[arg(long, value_name = "DIR")]

@@ -28,7 +28,6 @@ use std::{
 ///
 /// Example: pellucid rollout --model Qwen/Qwen2.5-VL-3B-Instruct --input prompts.jsonl --output rollouts.jsonl --n 8
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub(crate) struct Arguments {
     /// A folder, or a hub id in the offline cache
     #[arg(long)]

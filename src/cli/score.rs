@@ -24,7 +24,6 @@ const GATHER: usize = 16_384;
 ///
 /// Example: pellucid score --model Qwen/Qwen2.5-0.5B-Instruct --input answers.jsonl --output scores.jsonl
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub(crate) struct Arguments {
     /// A folder, or a hub id in the offline cache
     #[arg(long)]

@@ -28,7 +28,6 @@ use std::{
 ///
 /// Example: pellucid selftest --quick --shapes linear --shapes "attention D=80"
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub(crate) struct Arguments {
     /// Few rows, columns and keys; sums as long as in the models
     #[arg(long)]

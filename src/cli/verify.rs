@@ -19,7 +19,6 @@ use std::{fmt, io::Write, path::PathBuf};
 ///
 /// Example: pellucid verify --pred '\frac{1}{2}' --gold 0.5
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub(crate) struct Arguments {
     /// An answer
     #[arg(

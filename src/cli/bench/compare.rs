@@ -12,7 +12,6 @@ use std::{collections::BTreeMap, fmt, path::PathBuf};
 ///
 /// Example: pellucid bench compare ours.json torch.json
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub(super) struct Arguments {
     #[arg(value_name = "A.json")]
     a: PathBuf,

@@ -26,7 +26,6 @@ use std::{
 ///
 /// Example: pellucid bench kernels --shapes "linear T=1,paged_attention" --out ours.json
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub(super) struct Arguments {
     #[command(flatten)]
     selection: Selection,

@@ -59,7 +59,6 @@ pub(super) struct What {
 ///
 /// Example: pellucid bench decode --shapes smollm2-135m --batch 1,8,32 --out decode.json
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub(super) struct DecodeArguments {
     /// Sequences in a pass
     #[arg(long, value_name = "B,…", value_delimiter = ',', default_values_t = [1, 4, 8, 16, 32])]
@@ -79,7 +78,6 @@ pub(super) struct DecodeArguments {
 ///
 /// Example: pellucid bench prefill --shapes smollm2-135m --tokens 128,1024 --out prefill.json
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub(super) struct PrefillArguments {
     /// Tokens of the prompt
     #[arg(long, value_name = "T,…", value_delimiter = ',', default_values_t = [128, 512, 1024])]

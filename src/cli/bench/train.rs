@@ -33,7 +33,6 @@ const SECONDS: f64 = 10.0;
 ///
 /// Example: pellucid bench train --shapes smollm2-135m --groups 1 --prompt 200 --completion 56 --rank 16
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub(super) struct Arguments {
     /// Prompts of a step
     #[arg(long, value_name = "N", default_value_t = 1)]
