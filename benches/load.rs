@@ -50,7 +50,8 @@ fn main() -> Result<()> {
 fn one_token(model: &Model) -> Result<()> {
     let backend = &*model.backend;
     let (mut cache, mut work) = (model.cache(pages_for(1))?, model.workspace()?);
-    let run = Run { tokens: &[1], start: 0, positions: &Positions::plain(1), pages: &[0], images: &[] };
+    let run =
+        Run { tokens: &[1], seat: None, start: 0, positions: &Positions::plain(1), pages: &[0], images: &[] };
     let normed = model.decoder.forward(backend, &[run], &[], &mut cache, &mut work)?;
     std::hint::black_box(backend.download(&model.decoder.logits(backend, normed)?)?);
     Ok(())

@@ -100,7 +100,7 @@ fn decode(model: &Model, batch: usize, rounds: usize) -> Result<Vec<f64>> {
     let pages: Vec<u32> = (0..(batch * per_sequence) as u32).collect();
     let tables: Vec<&[u32]> = pages.chunks(per_sequence).collect();
     fn run<'a>(tokens: &'a [u32], start: usize, positions: &'a Positions, pages: &'a [u32]) -> Run<'a> {
-        Run { tokens, start, positions, pages, images: &[] }
+        Run { tokens, seat: None, start, positions, pages, images: &[] }
     }
     for (sequence, table) in tables.iter().enumerate() {
         let prompt = prompt(model, sequence);
@@ -139,7 +139,14 @@ fn prefill(model: &Model, rounds: usize) -> Result<Vec<f64>> {
     for round in 0..1 + 2 * rounds {
         let tokens = prompt(model, round);
         let (picked, took) = timing::timed(|| {
-            let run = Run { tokens: &tokens, start: 0, positions: &positions, pages: &pages, images: &[] };
+            let run = Run {
+                tokens: &tokens,
+                seat: None,
+                start: 0,
+                positions: &positions,
+                pages: &pages,
+                images: &[],
+            };
             let normed = model.decoder.forward(backend, &[run], &[], &mut cache, &mut work)?;
             let last = model.decoder.rows(backend, normed, &[CONTEXT - 1])?;
             greedy(model, &last)

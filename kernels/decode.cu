@@ -1,15 +1,20 @@
-// What a device does by itself between two decoding passes: what each row has drawn becomes its next input.
+// What a device does by itself between two decoding passes: what each row has drawn becomes its next input, or is kept in a
+// seat for a pass that is laid out before the host has seen it. There is a seat for each sequence, whatever its row.
 //
-//   log[b, lengths[b] % K] = token[b], logp[b], entropy[b]
-//   if lengths[b] < until[b]: token drawn and seen, positions + 1, slot = tables[b, lengths[b] / P] P + lengths[b] % P,
-//   lengths[b] + 1. Else the row stays as it is, and the next pass computes the same again, to the same place.
+//   advance      log[b, lengths[b] % K] = token[b], logp[b], entropy[b]; seats[seat[b]] = token[b]
+//                if lengths[b] < until[b]: token drawn and seen, positions + 1, lengths + 1,
+//                slot = tables[b, lengths[b] / P] P + lengths[b] % P. Else the row stays as it is, and the next pass
+//                computes the same again, to the same place
+//   keep_seats   seats[seat[b]] = token[b]
+//   take_seats   tokens[t] = seats[~tokens[t]] where tokens[t] < 0
 //
-// in      token i32 [B], logp, entropy f32 [B]: drawn; tables i32 [B, width]; until i32 [B]. A row whose token is below 0
-//         (a logit was not finite) stays as it is, too
+// in      token i32 [B], logp, entropy f32 [B]: drawn; tables i32 [B, width]; until i32 [B]; seat i32 [B], distinct, below
+//         0 where there is none. A token below 0 (a logit was not finite) lets a row stay as it is, and leaves 0 in its seat
 // inout   tokens i32 [B], positions i32 [axes, B], slots, lengths i32 [B]: the pass's; draws [B]: positions, and ends of
-//         seen tokens in rows that have any; seen i32, with room for those drawn; log i32 [B, K, 3], floats by their bits
-// launch  grid (B / 256), block (256), no shared memory
-// floor   bytes 56 + 8 axes a row: bound by its launch. B = 512: 2 us
+//         seen tokens in rows that have any; seen i32, with room for those drawn; log i32 [B, K, 3], floats by their bits;
+//         seats i32 [S]; take_seats: tokens i32 [T]
+// launch  grid (B / 256) or (T / 256), block (256), no shared memory
+// floor   bytes 64 + 8 axes a row, keep_seats 12, take_seats 12: bound by its launch. B = 512: 2 us
 // order   none: a row is a thread's alone
 // pair    no backward; CPU reference: model::packed lays the next pass out anew; emulated: yes
 #include "common/draw.cuh"
@@ -18,12 +23,16 @@
 struct Step {
     const int* token;
     const float *logp, *entropy;
-    const int *tables, *until;
+    const int *tables, *until, *seat;
     int *tokens, *positions, *slots, *lengths;
     Draw* draws;
-    int *seen, *log;
+    int *seen, *log, *seats;
     int rows, axes, width, page_len, kept, padding;
 };
+
+__device__ __forceinline__ void keep(int* seats, int seat, int token) {
+    if (seat >= 0) seats[seat] = max(token, 0);
+}
 
 KERNEL void __launch_bounds__(256) advance(const __grid_constant__ Step s) {
     const int row = int(blockIdx.x * 256 + threadIdx.x);
@@ -33,6 +42,7 @@ KERNEL void __launch_bounds__(256) advance(const __grid_constant__ Step s) {
     entry[0] = token;
     entry[1] = int(__float_as_uint(s.logp[row]));
     entry[2] = int(__float_as_uint(s.entropy[row]));
+    keep(s.seats, s.seat[row], token);
     if (token < 0 || length >= s.until[row]) return;
     s.tokens[row] = token;
     for (int axis = 0; axis < s.axes; axis++) s.positions[axis * s.rows + row]++;
@@ -43,3 +53,15 @@ KERNEL void __launch_bounds__(256) advance(const __grid_constant__ Step s) {
     if (draw.first < draw.end) s.seen[draw.end++] = token;
 }
 EMU_REGISTER(advance)
+
+KERNEL void __launch_bounds__(256) keep_seats(int* seats, const int* seat, const int* token, int rows) {
+    const int row = int(blockIdx.x * 256 + threadIdx.x);
+    if (row < rows) keep(seats, seat[row], token[row]);
+}
+EMU_REGISTER(keep_seats)
+
+KERNEL void __launch_bounds__(256) take_seats(int* tokens, const int* seats, int rows) {
+    const int row = int(blockIdx.x * 256 + threadIdx.x);
+    if (row < rows && tokens[row] < 0) tokens[row] = seats[~tokens[row]];
+}
+EMU_REGISTER(take_seats)

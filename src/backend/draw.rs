@@ -5,7 +5,7 @@
 //! the seed, the position and the logits alone.
 
 use super::{
-    Backend,
+    Backend, Landing,
     philox::{MOST, gumbel, gumbels},
 };
 use crate::{
@@ -207,11 +207,31 @@ impl Drawn {
         Ok(Drawn { token, logp: float()?, entropy: entropy.then(float).transpose()? })
     }
 
-    /// What was drawn, on the host; for a row whose logits are not finite, what is wrong with it.
+    /// Begins to bring what was drawn to the host.
+    pub fn fetch(&self, backend: &dyn Backend) -> Result<FetchedDraws> {
+        let entropy = self.entropy.as_ref().map(|entropy| backend.fetch(entropy)).transpose()?;
+        Ok(FetchedDraws { token: backend.fetch(&self.token)?, logp: backend.fetch(&self.logp)?, entropy })
+    }
+
+    /// What was drawn, on the host.
     pub fn read(&self, backend: &dyn Backend) -> Result<Vec<Result<DrawnToken>>> {
-        let (token, logp) = (backend.download(&self.token)?, backend.download(&self.logp)?);
-        let entropy = self.entropy.as_ref().map(|entropy| backend.download(entropy)).transpose()?;
-        let entropy = entropy.map(|entropy| entropy.to_f64());
+        self.fetch(backend)?.land()
+    }
+}
+
+/// Draws on their way to the host.
+#[derive(Debug)]
+pub struct FetchedDraws {
+    token: Box<dyn Landing>,
+    logp: Box<dyn Landing>,
+    entropy: Option<Box<dyn Landing>>,
+}
+
+impl FetchedDraws {
+    /// What was drawn; for a row whose logits are not finite, what is wrong with it.
+    pub fn land(self) -> Result<Vec<Result<DrawnToken>>> {
+        let entropy = self.entropy.map(|entropy| entropy.land()).transpose()?.map(|entropy| entropy.to_f64());
+        let (token, logp) = (self.token.land()?, self.logp.land()?);
         let rows = token.as_slice::<i32>()?.iter().zip(logp.to_f64()).enumerate();
         let rows = rows.map(|(row, (&token, logp))| {
             DrawnToken::of(row, token, logp as f32, entropy.as_ref().map(|entropy| entropy[row] as f32))

@@ -41,9 +41,9 @@ pub mod philox;
 pub mod plain;
 mod recorder;
 
-pub use draw::{Draw, Drawn, DrawnToken};
+pub use draw::{Draw, Drawn, DrawnToken, FetchedDraws};
 pub use gradient::{AdamwParameter, AdamwSettings, AttentionGrads, LinearGrads, LoraGrads};
-pub use recorder::{Advance, DrawTable, Recorder, Replay};
+pub use recorder::{Advance, DrawTable, Landing, Recorder, Replay};
 
 use crate::{
     error::Result,
@@ -222,6 +222,11 @@ pub trait Backend: fmt::Debug + Send + Sync {
 
     /// Brings a tensor back to the host.
     fn download(&self, tensor: &Tensor) -> Result<Tensor>;
+
+    /// Begins to bring a tensor to the host as it is now, while ops after this one may go on.
+    fn fetch(&self, tensor: &Tensor) -> Result<Box<dyn Landing>> {
+        Ok(Box::new(recorder::Landed(self.download(tensor)?)))
+    }
 
     /// `out[i] = table[rows[i]]`, converted to out's dtype. out `[T, C]`, table `[·, C]`, rows i32 `[T]`.
     fn gather_rows(&self, out: &mut Tensor, table: &Tensor, rows: &Tensor) -> Result<()>;

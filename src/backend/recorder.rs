@@ -11,6 +11,22 @@ pub trait Replay: fmt::Debug + Send {
     fn replay(&mut self) -> Result<()>;
 }
 
+/// A tensor on its way to the host.
+pub trait Landing: fmt::Debug + Send {
+    /// Waits for it.
+    fn land(self: Box<Self>) -> Result<Tensor>;
+}
+
+/// One that is there.
+#[derive(Debug)]
+pub(super) struct Landed(pub(super) Tensor);
+
+impl Landing for Landed {
+    fn land(self: Box<Self>) -> Result<Tensor> {
+        Ok(self.0)
+    }
+}
+
 /// How rows are drawn, on the device.
 #[derive(Debug, Clone, Copy)]
 pub struct DrawTable<'a> {
@@ -42,6 +58,10 @@ pub struct Advance<'a> {
     pub tables: &'a Tensor,
     /// Positions per page.
     pub page_len: usize,
+    /// Which seat each row has, below 0 if none `[B]`.
+    pub seat: &'a Tensor,
+    /// The last token drawn in each seat.
+    pub seats: &'a Tensor,
     /// The length at which a row stands still `[B]`: it then computes the same again, to the same place.
     pub until: &'a Tensor,
     /// Of each row the last K draws `[B, K, 3]`, by length modulo K: token, log-prob and entropy, these by their bits.
@@ -70,6 +90,12 @@ pub trait Recorder {
         table: &DrawTable<'_>,
     ) -> Result<()>;
 
-    /// Makes what was drawn the next pass's input, and keeps it in the log.
+    /// `tokens[t] = seats[!tokens[t]]` where a token is below 0: one that the host has not seen. All i32.
+    fn take_seats(&self, tokens: &Tensor, seats: &Tensor) -> Result<()>;
+
+    /// `seats[seat[b]] = drawn[b]`; all i32, and seats distinct.
+    fn keep_seats(&self, seats: &Tensor, seat: &Tensor, drawn: &Tensor) -> Result<()>;
+
+    /// Makes what was drawn the next pass's input, and keeps it in the log and in its row's seat.
     fn advance(&self, step: &Advance<'_>) -> Result<()>;
 }

@@ -4,6 +4,12 @@
 //! model once over what it decided, draw a token for every sequence that has reached its end. A request for several
 //! completions reads its prompt once and then goes on as several sequences that hold the same pages; whoever first
 //! writes to a page that others hold copies it.
+//!
+//! Where a device decodes by itself, the draws of one step are read in the next, after that has given the device its own
+//! work: the device has the tokens, and all else is known beforehand, but for who ends with which token. Who turns out to
+//! have ended was in one step too many, in pages of its own, and what it drew there is dropped. What is done on a device is
+//! done in order, so pages and seats that it gives back are written by their next owner after that. The host looks first
+//! where it would take something away, or has to have the tokens.
 
 use super::pages::PagePool;
 use super::prefix::Key;
@@ -11,19 +17,51 @@ use super::request::{Event, Limits, Published, Request, Ticket, Totals};
 use super::schedule::{Room, Running, Turn, Waiting, schedule};
 use super::sequence::{Lane, Sequence, Shared};
 use super::stop::StopWatch;
-use crate::backend::{Draw, DrawnToken};
+use crate::backend::{DrawnToken, FetchedDraws};
 use crate::error::{Error, Result};
 use crate::model::{
-    AHEAD, Adapter, AdapterRows, Decoding, KvCache, Model, PAGE, PlacedImage, Run, Workspace, pages_for,
+    AHEAD, Adapter, AdapterRows, Decoded, Decoding, KvCache, Model, PAGE, PlacedImage, Run, Workspace,
+    pages_for,
 };
 use crate::prompt::tokenizer::Tokenizer;
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{HashMap, VecDeque},
     sync::Arc,
 };
 
 /// What a sequence has drawn, one token behind the other.
 type Draws = Vec<Result<DrawnToken>>;
+
+/// Draws that nobody has read yet, of lanes in this order.
+#[derive(Debug)]
+struct Flight {
+    lanes: Vec<(Ticket, usize)>,
+    drawn: Flown,
+}
+
+#[derive(Debug)]
+enum Flown {
+    /// One of each.
+    Once(FetchedDraws),
+    /// As many as the device drew by itself.
+    Ahead(Decoded),
+}
+
+impl Flown {
+    fn land(self) -> Result<Vec<Draws>> {
+        match self {
+            Flown::Once(drawn) => Ok(drawn.land()?.into_iter().map(|outcome| vec![outcome]).collect()),
+            Flown::Ahead(decoded) => decoded.land(),
+        }
+    }
+}
+
+/// Who draws in a pass: its place in the batch, its row, and seats for its lanes.
+struct End {
+    at: usize,
+    row: usize,
+    seats: Vec<u32>,
+}
 
 /// What comes next.
 struct Work {
@@ -43,6 +81,10 @@ pub struct Engine<'m> {
     cache: KvCache,
     work: Workspace,
     pool: PagePool,
+    /// Seats that nobody has.
+    seats: Vec<u32>,
+    /// What the backend has been given and was not read, in that order.
+    flights: VecDeque<Flight>,
     /// In the batch, the oldest first.
     running: Vec<Sequence<'m>>,
     waiting: VecDeque<Sequence<'m>>,
@@ -65,14 +107,20 @@ impl<'m> Engine<'m> {
         if pages == 0 || tokens == 0 || sequences == 0 {
             return Err(Error::caller("engine", format!("{limits:?}: every limit has to be at least 1")));
         }
+        let mut work = model.workspace()?;
+        if model.backend.recorder().is_some() {
+            work.reserve_seats(&*model.backend, sequences)?;
+        }
         Ok(Engine {
             model,
             tokenizer,
             end_tokens,
             limits,
             cache: model.cache(pages)?,
-            work: model.workspace()?,
+            work,
             pool: PagePool::new(pages),
+            seats: (0..sequences as u32).rev().collect(),
+            flights: VecDeque::new(),
             running: Vec::new(),
             waiting: VecDeque::new(),
             totals: Totals::default(),
@@ -110,8 +158,9 @@ impl<'m> Engine<'m> {
         let lanes = seeds.iter().enumerate().map(lane).collect();
         let tokens = input.tokens().to_vec();
         let shared = Arc::new(Shared { ticket, input, sampling, adapter });
+        let (table, keys) = (Vec::new(), Vec::new());
         let mut sequence =
-            Sequence { shared, tokens, computed: 0, table: Vec::new(), keys: Vec::new(), lanes };
+            Sequence { shared, tokens, unread: 0, seat: None, computed: 0, table, keys, lanes };
         sequence.extend_keys();
         self.waiting.push_back(sequence);
         Ok(ticket)
@@ -121,7 +170,7 @@ impl<'m> Engine<'m> {
     pub fn cancel(&mut self, ticket: Ticket) -> bool {
         let before = self.running.len() + self.waiting.len();
         for sequence in self.running.iter_mut().filter(|sequence| sequence.shared.ticket == ticket) {
-            sequence.release(&mut self.pool);
+            sequence.release(&mut self.pool, &mut self.seats);
         }
         self.running.retain(|sequence| sequence.shared.ticket != ticket);
         self.waiting.retain(|sequence| sequence.shared.ticket != ticket);
@@ -148,21 +197,49 @@ impl<'m> Engine<'m> {
         self.pool.check(self.running.iter().map(|sequence| sequence.table.as_slice()))
     }
 
-    /// One pass, or several if the device makes them by itself: what they drew and what ended with it.
+    /// One pass, or several if the device makes them by itself: what was read of draws, and what ended with them.
     pub fn step(&mut self) -> Result<Vec<Event>> {
-        let Work { counts, ahead } = self.admit_and_preempt()?;
-        self.make_room(&counts)?;
-        let drawn = self.forward(&counts, ahead)?;
-        self.totals.passes += ahead.max(1) as u64;
-        self.totals.computed += counts.iter().sum::<usize>() as u64;
-        for (sequence, count) in self.running.iter_mut().zip(&counts) {
-            sequence.computed += count;
+        let mut events = Vec::new();
+        let launched = self.launch()?;
+        let unread = usize::from(launched && self.model.backend.recorder().is_some());
+        while self.flights.len() > unread
+            && let Some(flight) = self.flights.pop_front()
+        {
+            self.land(flight, &mut events)?;
         }
-        Ok(self.take(drawn))
+        if self.running.is_empty() {
+            self.flights.clear(); // of sequences that have ended or were cancelled
+        }
+        Ok(events)
     }
 
-    /// Changes the batch as the schedule says, and returns what each sequence in it computes now.
-    fn admit_and_preempt(&mut self) -> Result<Work> {
+    /// Gives the backend what comes next, unless draws have to be read first, and says whether it did.
+    fn launch(&mut self) -> Result<bool> {
+        let Some(Work { counts, ahead }) = self.admit_and_preempt()? else { return Ok(false) };
+        self.make_room(&counts)?;
+        let ends = self.forward(&counts, ahead)?;
+        self.totals.passes += ahead.max(1) as u64;
+        self.totals.computed += counts.iter().sum::<usize>() as u64;
+        for (sequence, &count) in self.running.iter_mut().zip(&counts).filter(|(_, count)| **count > 0) {
+            sequence.computed += count;
+            sequence.publish(&mut self.pool);
+        }
+        let mut drawn: HashMap<usize, Vec<u32>> = ends.into_iter().map(|end| (end.at, end.seats)).collect();
+        for (at, sequence) in std::mem::take(&mut self.running).into_iter().enumerate() {
+            match drawn.remove(&at) {
+                Some(seats) => {
+                    let draws = if ahead > 0 { counts[at] } else { 1 };
+                    self.running.extend(sequence.split(draws, &seats, &mut self.pool));
+                }
+                None => self.running.push(sequence),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Changes the batch as the schedule says, and returns what each sequence in it computes now; nothing if draws have to be
+    /// read first.
+    fn admit_and_preempt(&mut self) -> Result<Option<Work>> {
         let running: Vec<Running> = self.running.iter().map(|sequence| sequence.state(&self.pool)).collect();
         let waiting = self.line();
         let room = Room {
@@ -172,12 +249,19 @@ impl<'m> Engine<'m> {
             ahead: self.model.backend.recorder().map_or(0, |_| AHEAD),
         };
         let plan = schedule(&running, &waiting, room);
+        let penalised = |sequence: &Sequence<'_>| {
+            sequence.unread > 0 && sequence.shared.sampling.repetition_penalty != 1.0
+        };
+        let stuck = plan.turns.is_empty() || !plan.preempted.is_empty();
+        if !self.flights.is_empty() && (stuck || self.running.iter().any(penalised)) {
+            return Ok(None);
+        }
         if plan.turns.is_empty() && !self.is_idle() {
             return Err(Error::internal("schedule", format!("nobody can move: {running:?}, {waiting:?}")));
         }
         for &at in &plan.preempted {
             let mut sequence = self.running.remove(at);
-            sequence.release(&mut self.pool);
+            sequence.release(&mut self.pool, &mut self.seats);
             self.waiting.push_front(sequence);
             self.totals.preempted += 1;
         }
@@ -197,7 +281,7 @@ impl<'m> Engine<'m> {
                 }
             }
         }
-        Ok(Work { counts, ahead: plan.ahead })
+        Ok(Some(Work { counts, ahead: plan.ahead }))
     }
 
     /// The line as the schedule sees it.
@@ -244,9 +328,8 @@ impl<'m> Engine<'m> {
         Ok(())
     }
 
-    /// Runs the model, and returns what those who have reached their end have drawn, by their place in the batch and in
-    /// order of their lanes.
-    fn forward(&mut self, counts: &[usize], ahead: usize) -> Result<BTreeMap<usize, Vec<Draws>>> {
+    /// Runs the model, lets those draw who have reached their end, and returns who they are.
+    fn forward(&mut self, counts: &[usize], ahead: usize) -> Result<Vec<End>> {
         let mut order: Vec<usize> = (0..self.running.len()).filter(|&at| counts[at] > 0).collect();
         // Adapters serve ranges of rows, and pages that neighbours begin with are read once for all of them.
         order.sort_by_key(|&at| (self.running[at].shared.generation(), &self.running[at].table));
@@ -254,12 +337,12 @@ impl<'m> Engine<'m> {
         let mut runs = Vec::with_capacity(order.len());
         let mut adapters: Vec<AdapterRows<'_>> = Vec::new();
         let mut served = None;
+        let mut ends = Vec::new();
         let mut row = 0;
         for (&at, images) in order.iter().zip(&images) {
             let sequence = &self.running[at];
-            // A device that goes ahead draws all but the first token of these itself.
-            let end = sequence.tokens.len().min(sequence.computed + counts[at]);
-            let rows = row..row + end - sequence.computed;
+            let (tokens, seat) = sequence.next(counts[at]);
+            let rows = row..row + tokens.len();
             row = rows.end;
             match (&sequence.shared.adapter, adapters.last_mut()) {
                 (Some(_), Some(last)) if served == sequence.shared.generation() => last.rows.end = rows.end,
@@ -267,85 +350,89 @@ impl<'m> Engine<'m> {
                 (None, _) => {}
             }
             served = sequence.shared.generation();
+            if sequence.computed + tokens.len() == sequence.length() {
+                let free = self.seats.len().saturating_sub(sequence.lanes.len());
+                let seats = sequence.seat.map_or_else(|| self.seats.split_off(free), |seat| vec![seat]);
+                ends.push(End { at, row: row - 1, seats });
+            }
             runs.push(Run {
-                tokens: &sequence.tokens[sequence.computed..end],
+                tokens,
+                seat,
                 start: sequence.computed,
                 positions: sequence.shared.input.positions(),
                 pages: &sequence.table,
                 images,
             });
         }
-        let (backend, decoder) = (&*self.model.backend, &self.model.decoder);
         if runs.is_empty() {
-            return Ok(BTreeMap::new());
+            return Ok(ends);
         }
-        if ahead > 0 {
-            let decoding = order.iter().zip(runs).map(|(&at, run)| {
-                let Sequence { shared, tokens, lanes, .. } = &self.running[at];
-                let draw = Draw { seed: lanes[0].seed, ..shared.sampling.draw(tokens) };
-                Decoding { run, draw, tokens: counts[at] }
+        let (backend, decoder) = (&*self.model.backend, &self.model.decoder);
+        let lanes = ends.iter().flat_map(|end| {
+            let Sequence { shared, lanes, .. } = &self.running[end.at];
+            lanes.iter().map(|lane| (shared.ticket, lane.index))
+        });
+        let lanes: Vec<(Ticket, usize)> = lanes.collect();
+        let drawn = if ahead > 0 {
+            let decoding = ends.iter().zip(runs).map(|(end, run)| {
+                let sequence = &self.running[end.at];
+                let draw = sequence.draw(&sequence.lanes[0]);
+                Decoding { run, draw, tokens: counts[end.at], seat: end.seats[0] }
             });
             let decoding: Vec<Decoding<'_>> = decoding.collect();
-            let drawn = decoder.decode(backend, &decoding, &adapters, &mut self.cache, &mut self.work)?;
-            return Ok(order.into_iter().zip(drawn.into_iter().map(|draws| vec![draws])).collect());
-        }
-        decoder.forward(backend, &runs, &adapters, &mut self.cache, &mut self.work)?;
-        let mut ends = Vec::new();
-        let mut row = 0;
-        for (&at, run) in order.iter().zip(&runs) {
-            row += run.tokens.len();
-            if run.start + run.tokens.len() == self.running[at].tokens.len() {
-                ends.push((at, row - 1));
+            Flown::Ahead(decoder.decode(backend, &decoding, &adapters, &mut self.cache, &mut self.work)?)
+        } else {
+            decoder.forward(backend, &runs, &adapters, &mut self.cache, &mut self.work)?;
+            if ends.is_empty() {
+                return Ok(ends);
             }
-        }
-        self.draw(&ends)
+            Flown::Once(self.draw(&ends)?)
+        };
+        self.flights.push_back(Flight { lanes, drawn });
+        Ok(ends)
     }
 
-    /// Draws a token for every lane of the sequences that have reached their end in these rows.
-    fn draw(&self, ends: &[(usize, usize)]) -> Result<BTreeMap<usize, Vec<Draws>>> {
-        if ends.is_empty() {
-            return Ok(BTreeMap::new());
-        }
+    /// Draws a token for every lane of the sequences that have reached their end.
+    fn draw(&mut self, ends: &[End]) -> Result<FetchedDraws> {
         let mut rows = Vec::new();
         let mut draws = Vec::new();
-        for &(at, row) in ends {
-            let Sequence { shared, tokens, lanes, .. } = &self.running[at];
-            rows.extend(lanes.iter().map(|_| row));
-            draws.extend(lanes.iter().map(|lane| Draw { seed: lane.seed, ..shared.sampling.draw(tokens) }));
+        for &End { at, row, .. } in ends {
+            let sequence = &self.running[at];
+            rows.extend(sequence.lanes.iter().map(|_| row));
+            draws.extend(sequence.lanes.iter().map(|lane| sequence.draw(lane)));
         }
         let (backend, decoder) = (&*self.model.backend, &self.model.decoder);
-        let entropy = ends.iter().any(|&(at, _)| self.running[at].shared.sampling.entropy);
+        let entropy = ends.iter().any(|end| self.running[end.at].shared.sampling.entropy);
         let hidden = decoder.rows(backend, self.work.normed(), &rows)?;
-        let mut drawn = decoder.sample(backend, &hidden, &draws, entropy)?.read(backend)?.into_iter();
-        let of = |&(at, _): &(usize, usize)| {
-            let lanes = self.running[at].lanes.len();
-            (at, drawn.by_ref().take(lanes).map(|outcome| vec![outcome]).collect())
-        };
-        Ok(ends.iter().map(of).collect())
+        let drawn = decoder.sample(backend, &hidden, &draws, entropy)?;
+        if backend.recorder().is_some() {
+            let seats: Vec<u32> = ends.iter().flat_map(|end| end.seats.iter().copied()).collect();
+            decoder.keep_seats(backend, &drawn, &seats, &mut self.work)?;
+        }
+        drawn.fetch(backend)
     }
 
-    /// Gives sequences what they have drawn. Of several tokens in a row those behind a completion's end are dropped.
-    fn take(&mut self, mut drawn: BTreeMap<usize, Vec<Draws>>) -> Vec<Event> {
-        let mut events = Vec::new();
-        for (at, sequence) in std::mem::take(&mut self.running).into_iter().enumerate() {
-            let Some(lanes) = drawn.remove(&at) else {
-                sequence.publish(&mut self.pool);
-                self.running.push(sequence);
-                continue;
+    /// Gives sequences what they have drawn. Of several tokens in a row those behind a completion's end are dropped, and so
+    /// are those of sequences that have gone.
+    fn land(&mut self, flight: Flight, events: &mut Vec<Event>) -> Result<()> {
+        let Flight { lanes, drawn } = flight;
+        let mut drawn: HashMap<(Ticket, usize), Draws> = lanes.into_iter().zip(drawn.land()?).collect();
+        for mut sequence in std::mem::take(&mut self.running) {
+            let draws = match &sequence.lanes[..] {
+                [lane] => drawn.remove(&(sequence.shared.ticket, lane.index)),
+                _ => None,
             };
-            for (mut sequence, draws) in sequence.split(&mut self.pool).into_iter().zip(lanes) {
-                let goes_on = draws.into_iter().all(|outcome| {
-                    self.totals.drawn += 1;
-                    sequence.take(outcome, self.end_tokens, &mut events)
-                });
+            let goes_on = draws.into_iter().flatten().all(|outcome| {
+                self.totals.drawn += 1;
+                sequence.take(outcome, self.end_tokens, events)
+            });
+            if goes_on {
+                self.running.push(sequence);
+            } else {
                 sequence.publish(&mut self.pool);
-                if goes_on {
-                    self.running.push(sequence);
-                } else {
-                    sequence.release(&mut self.pool);
-                }
+                sequence.release(&mut self.pool, &mut self.seats);
             }
         }
-        events
+        Ok(())
     }
 }

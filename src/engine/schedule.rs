@@ -27,7 +27,7 @@ pub(super) struct Running {
     pub(super) lanes: usize,
     /// Its last token is one it has drawn, and so will be those after it.
     pub(super) decodes: bool,
-    /// Tokens it may still draw.
+    /// Tokens it may still draw: 0 once all are drawn and not all are read.
     pub(super) left: usize,
 }
 
@@ -83,6 +83,10 @@ impl Running {
         self.length - self.computed
     }
 
+    fn decodes_now(&self) -> bool {
+        self.remaining() == 1 && self.left > 0
+    }
+
     /// Pages it takes to compute `tokens` more.
     fn needs(&self, tokens: usize) -> usize {
         pages_for(self.computed + tokens) - self.pages + usize::from(self.shared_tail)
@@ -116,11 +120,11 @@ pub(super) fn schedule(running: &[Running], waiting: &[Waiting], room: Room) -> 
 
 /// How many passes like this one a device can make by itself.
 fn ahead(turns: &[Turn], running: &[Running], waiting: &[Waiting], room: Room) -> usize {
-    let decodes = |turn: &Turn| matches!(*turn, Turn::Running { at, .. } if running[at].decodes && running[at].remaining() == 1);
+    let decodes = |turn: &Turn| matches!(*turn, Turn::Running { at, .. } if running[at].decodes && running[at].decodes_now());
     if room.ahead == 0 || turns.is_empty() || !turns.iter().all(decodes) {
         return 0;
     }
-    if !waiting.is_empty() || turns.len() < running.len() {
+    if !waiting.is_empty() || turns.len() < running.iter().filter(|sequence| sequence.left > 0).count() {
         return 1;
     }
     let most = running.iter().map(|sequence| sequence.left).max().unwrap_or(0).min(room.ahead);
@@ -133,12 +137,13 @@ fn pass(running: &[Running], waiting: &[Waiting], room: Room) -> Plan {
     let Room { mut pages, mut tokens, lanes, .. } = room;
     let mut plan = Plan::default();
     let mut alive = running.len(); // sequences from here on are out
-    let mut decoders = running.iter().filter(|sequence| sequence.remaining() == 1).count();
+    let mut decoders = running.iter().filter(|sequence| sequence.decodes_now()).count();
     let mut stalled = false;
     let mut at = 0;
     while at < alive {
         let sequence = &running[at];
         let wanted = match sequence.remaining() {
+            _ if sequence.left == 0 => 0,
             1 => {
                 decoders -= 1;
                 tokens.min(1)
@@ -148,7 +153,7 @@ fn pass(running: &[Running], waiting: &[Waiting], room: Room) -> Plan {
         while wanted > 0 && sequence.fits(pages) == 0 && alive > at + 1 {
             alive -= 1;
             let youngest = &running[alive];
-            decoders -= usize::from(youngest.remaining() == 1);
+            decoders -= usize::from(youngest.decodes_now());
             pages += youngest.exclusive;
             plan.preempted.push(alive);
         }
@@ -272,7 +277,8 @@ mod tests {
             .map(|(computed, rest, shared_tail)| {
                 let pages = pages_for(computed);
                 let exclusive = pages - usize::from(shared_tail);
-                let (decodes, left) = (rest == 1, 1 + computed % 4);
+                let decodes = rest == 1;
+                let left = if decodes && computed == PAGE + 1 { 0 } else { 1 + computed % 4 };
                 Running {
                     length: computed + rest,
                     pages,
@@ -353,7 +359,8 @@ mod tests {
             );
         }
         if plan.ahead > 1 {
-            assert!(waiting.is_empty() && order.len() == batch.len(), "{state}");
+            let wanting = batch.iter().filter(|one| one.left > 0).count();
+            assert!(waiting.is_empty() && order.len() == wanting, "{state}");
             assert!(batch.iter().any(|one| one.left >= plan.ahead), "{state}");
         }
         assert!(
@@ -365,9 +372,9 @@ mod tests {
             let most = room.pages + batch[1..].iter().map(|other| other.exclusive).sum::<usize>();
             let served = plan.turns.first().is_some_and(|turn| matches!(turn, Turn::Running { at: 0, .. }));
             // A prompt gives way to decoders when the budget is no larger than their number.
-            let decoders = batch[1..].iter().filter(|other| other.remaining() == 1).count();
+            let decoders = batch[1..].iter().filter(|other| other.decodes_now()).count();
             let crowded = oldest.remaining() > 1 && room.tokens <= decoders;
-            assert!(served || crowded || oldest.fits(most) == 0, "{state}");
+            assert!(served || crowded || oldest.left == 0 || oldest.fits(most) == 0, "{state}");
         }
     }
 }

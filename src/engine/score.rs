@@ -92,6 +92,7 @@ pub fn score(
             .iter()
             .map(|Piece { sequence, tokens }| Run {
                 tokens: &whole[*sequence][tokens.clone()],
+                seat: None,
                 start: tokens.start,
                 positions: requests[*sequence].input.positions(),
                 pages: &tables[*sequence],

@@ -7,7 +7,7 @@ use super::request::{Completion, Event, Finish, Published, Ticket};
 use super::sampling::Sampling;
 use super::schedule::Running;
 use super::stop::StopWatch;
-use crate::backend::DrawnToken;
+use crate::backend::{Draw, DrawnToken};
 use crate::error::Result;
 use crate::model::{PAGE, PlacedImage};
 use crate::prompt::tokenizer::TextStream;
@@ -27,7 +27,11 @@ pub(super) struct Shared {
 pub(super) struct Sequence<'m> {
     pub(super) shared: Arc<Shared>,
     pub(super) tokens: Vec<u32>,
-    /// How many of them are in the cache.
+    /// How many more its only lane has drawn that nobody has read yet.
+    pub(super) unread: usize,
+    /// Where the backend keeps the last of them.
+    pub(super) seat: Option<u32>,
+    /// How many of all these are in the cache.
     pub(super) computed: usize,
     pub(super) table: Vec<u32>,
     /// Keys of the pages that the tokens fill.
@@ -56,15 +60,34 @@ impl<'m> Sequence<'m> {
     /// What the schedule asks.
     pub(super) fn state(&self, pool: &PagePool) -> Running {
         Running {
-            length: self.tokens.len(),
+            length: self.length(),
             computed: self.computed,
             pages: self.table.len(),
             exclusive: self.table.iter().filter(|&&page| pool.holders(page) == 1).count(),
             shared_tail: self.shared_tail(pool).is_some(),
             lanes: self.lanes.len(),
-            decodes: self.tokens.len() > self.shared.input.tokens().len(),
-            left: self.shared.input.tokens().len() + self.shared.sampling.max_tokens - self.tokens.len(),
+            decodes: self.length() > self.shared.input.tokens().len(),
+            left: self.shared.input.tokens().len() + self.shared.sampling.max_tokens - self.length(),
         }
+    }
+
+    /// Tokens it has, read or not.
+    pub(super) fn length(&self) -> usize {
+        self.tokens.len() + self.unread
+    }
+
+    /// What it computes next, `count` tokens of it or those that it has: a token that nobody has read is where the backend
+    /// keeps it.
+    pub(super) fn next(&self, count: usize) -> (&[u32], Option<u32>) {
+        match self.unread {
+            0 => (&self.tokens[self.computed..self.tokens.len().min(self.computed + count)], None),
+            _ => (&[0], self.seat),
+        }
+    }
+
+    /// How a lane draws the token behind all of these.
+    pub(super) fn draw(&self, lane: &Lane<'_>) -> Draw<'_> {
+        Draw { seed: lane.seed, position: self.length() as u32, ..self.shared.sampling.draw(&self.tokens) }
     }
 
     /// The last page, if it is partly filled and others hold it too.
@@ -90,9 +113,10 @@ impl<'m> Sequence<'m> {
         self.computed = self.table.len() * PAGE;
     }
 
-    /// Gives all pages back; what they held is computed again when the sequence returns.
-    pub(super) fn release(&mut self, pool: &mut PagePool) {
+    /// Gives all pages and its seat back; what pages held is computed again when the sequence returns.
+    pub(super) fn release(&mut self, pool: &mut PagePool, seats: &mut Vec<u32>) {
         std::mem::take(&mut self.table).into_iter().rev().for_each(|page| pool.release(page));
+        seats.extend(self.seat.take());
         self.computed = 0;
     }
 
@@ -119,20 +143,24 @@ impl<'m> Sequence<'m> {
         self.shared.input.images().into_iter().filter(|image| image.tokens.end > self.computed).collect()
     }
 
-    /// Each of its lanes as a sequence of its own; all hold the same pages.
-    pub(super) fn split(mut self, pool: &mut PagePool) -> Vec<Self> {
+    /// Each of its lanes as a sequence of its own that has drawn `unread` tokens, and has one of the seats; all hold the same
+    /// pages.
+    pub(super) fn split(mut self, unread: usize, seats: &[u32], pool: &mut PagePool) -> Vec<Self> {
         let mut all: Vec<Self> = Vec::with_capacity(self.lanes.len());
-        for lane in self.lanes.split_off(1) {
+        for (lane, &seat) in self.lanes.split_off(1).into_iter().zip(seats.iter().skip(1)) {
             self.table.iter().for_each(|&page| pool.share(page));
             let (shared, tokens) = (self.shared.clone(), self.tokens.clone());
-            let (table, keys) = (self.table.clone(), self.keys.clone());
-            all.push(Sequence { shared, tokens, computed: self.computed, table, keys, lanes: vec![lane] });
+            let (table, keys, seat) = (self.table.clone(), self.keys.clone(), Some(seat));
+            let (computed, lanes) = (self.computed, vec![lane]);
+            all.push(Sequence { shared, tokens, unread, seat, computed, table, keys, lanes });
         }
+        self.unread += unread;
+        self.seat = seats.first().copied();
         all.insert(0, self);
         all
     }
 
-    /// Takes the token that its only lane has drawn, and says whether the completion goes on.
+    /// Takes a token that its only lane has drawn, and says whether the completion goes on.
     pub(super) fn take(
         &mut self,
         outcome: Result<DrawnToken>,
@@ -142,6 +170,7 @@ impl<'m> Sequence<'m> {
         let Shared { ticket, input, sampling, .. } = &*self.shared;
         let (ticket, prompt) = (*ticket, input.tokens().len());
         let last = self.tokens.len() + 1 == prompt + sampling.max_tokens;
+        self.unread = self.unread.saturating_sub(1);
         let Some(lane) = self.lanes.first_mut() else { return false };
         let index = lane.index;
         let (token, mut text, finish) = match lane.advance(outcome, sampling, end_tokens, last) {

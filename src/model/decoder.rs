@@ -12,7 +12,7 @@ use super::packed::{Packed, Run, place_images};
 use super::positions::{axes, decoder_rope};
 use super::recorded::Recordings;
 use super::weights::{Bias, LinearWeights, Loader, Origin};
-use crate::backend::{Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProbs, Rope};
+use crate::backend::{Activation, Backend, Draw, Drawn, Epilogue, Linear, LogProbs, Recorder, Rope};
 use crate::error::{Error, Result};
 use crate::format::config::DecoderConfig;
 use crate::tensor::{Dtype, Tensor};
@@ -52,6 +52,7 @@ pub struct Workspace {
     raw: [Tensor; 2], // queries and keys before their norms, where they have such
     attended: Tensor, // [T, H, D]
     gated: Tensor,    // [T, F]
+    seats: Tensor,    // i32 [S]
     /// Passes that wrote here and can be done again.
     pub(super) recordings: Recordings,
 }
@@ -140,6 +141,7 @@ impl Decoder {
             raw: [empty()?, empty()?],
             attended: empty()?,
             gated: empty()?,
+            seats: backend.alloc(Dtype::I32, &[0])?,
             recordings: Recordings::default(),
         })
     }
@@ -156,6 +158,9 @@ impl Decoder {
         let packed = self.pack(backend, runs)?;
         check_rows(adapters, &self.config, packed.rows)?;
         work.fit(backend, &self.config, packed.rows)?;
+        if runs.iter().any(|run| run.seat.is_some()) {
+            recorder(backend)?.take_seats(&packed.tokens, &work.seats)?;
+        }
         self.walk(backend, runs, &packed, adapters, cache, work)?;
         Ok(&work.normed)
     }
@@ -308,6 +313,19 @@ impl Decoder {
         Ok(out)
     }
 
+    /// Keeps what was drawn in seats, one for each draw.
+    pub fn keep_seats(
+        &self,
+        backend: &dyn Backend,
+        drawn: &Drawn,
+        seats: &[u32],
+        work: &mut Workspace,
+    ) -> Result<()> {
+        let seats: Vec<i32> = seats.iter().map(|&seat| seat as i32).collect();
+        let seats = backend.upload(Tensor::from_slice(&[seats.len()], &seats)?)?;
+        recorder(backend)?.keep_seats(&work.seats, &seats, &drawn.token)
+    }
+
     /// Draws a token after each of the normed rows `[B, C]`, with the entropy of what it is drawn from if asked to.
     pub fn sample(
         &self,
@@ -355,6 +373,12 @@ impl Block {
     }
 }
 
+/// What decodes by itself on a backend that does.
+pub(super) fn recorder(backend: &dyn Backend) -> Result<&dyn Recorder> {
+    let refusal = || Error::internal("decode", format!("{} does not decode by itself", backend.describe()));
+    backend.recorder().ok_or_else(refusal)
+}
+
 /// Bytes of a [`Workspace`] per row of activations in `dtype`.
 pub fn workspace_bytes_per_row(config: &DecoderConfig, dtype: Dtype) -> usize {
     let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
@@ -364,15 +388,27 @@ pub fn workspace_bytes_per_row(config: &DecoderConfig, dtype: Dtype) -> usize {
 }
 
 impl Workspace {
+    /// Makes room for so many seats: where a device that decodes by itself keeps the last token that each sequence has
+    /// drawn, until a pass of it begins that may be laid out before the host has seen the token. What they held is lost.
+    pub fn reserve_seats(&mut self, backend: &dyn Backend, seats: usize) -> Result<()> {
+        backend.fit(&mut self.seats, &[seats])
+    }
+
+    /// See [`Workspace::reserve_seats`]; i32 `[S]`.
+    pub(super) fn seats(&self) -> &Tensor {
+        &self.seats
+    }
+
     /// The normed output `[T, C]` of the last pass.
     pub fn normed(&self) -> &Tensor {
         &self.normed
     }
 
     /// Where its tensors are on a device, whichever of them is which: blocks swap some.
-    pub(super) fn places(&self) -> [Option<u64>; 9] {
-        let Workspace { hidden, normed, queries, keys, values, raw: [q, k], attended, gated, .. } = self;
-        let all = [hidden, normed, queries, keys, values, q, k, attended, gated];
+    pub(super) fn places(&self) -> [Option<u64>; 10] {
+        let Workspace { hidden, normed, queries, keys, values, raw: [q, k], attended, gated, seats, .. } =
+            self;
+        let all = [hidden, normed, queries, keys, values, q, k, attended, gated, seats];
         let mut places = all.map(Tensor::device_address);
         places.sort_unstable();
         places

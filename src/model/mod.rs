@@ -24,7 +24,7 @@ pub use memory::{MemoryPlan, Tenant, divide};
 pub use packed::{Packed, PlacedImage, Run};
 pub use passages::{Passage, Passages};
 pub use positions::{ImagePlace, Positions};
-pub use recorded::{AHEAD, Decoding};
+pub use recorded::{AHEAD, Decoded, Decoding};
 pub use save::write_changed;
 pub use tower::{PatchedImage, Tower, TowerGradients};
 

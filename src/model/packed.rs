@@ -15,6 +15,9 @@ use std::ops::Range;
 pub struct Run<'a> {
     /// The tokens to compute.
     pub tokens: &'a [u32],
+    /// If the host has not seen its only token: the seat where the device has it (see [`super::Workspace::reserve_seats`]). What
+    /// then stands in `tokens` does not matter.
+    pub seat: Option<u32>,
     /// How many tokens of the sequence are in the cache already.
     pub start: usize,
     /// Rotary positions of the whole sequence.
@@ -79,7 +82,10 @@ impl Layout {
         let mut tables = vec![0i32; runs.len() * width];
         for (run, table) in runs.iter().zip(tables.chunks_mut(width.max(1))) {
             let end = run.start + run.tokens.len();
-            if run.tokens.is_empty() || end > run.pages.len() * PAGE {
+            if run.tokens.is_empty()
+                || end > run.pages.len() * PAGE
+                || (run.seat.is_some() && run.tokens.len() > 1)
+            {
                 return Err(Error::internal(
                     "pack",
                     format!("a run of tokens {}..{end} with {} pages", run.start, run.pages.len()),
@@ -90,7 +96,7 @@ impl Layout {
                     positions[axis * rows + tokens.len()] = position;
                 }
                 slots.push(slot(run.pages, index)?);
-                tokens.push(token as i32);
+                tokens.push(run.seat.map_or(token as i32, |seat| !(seat as i32)));
             }
             query_starts.push(tokens.len() as i32);
             lengths.push(end as i32);
@@ -307,6 +313,7 @@ mod tests {
         let positions = Positions::plain(200);
         let run = |start: usize, pages: &'static [u32]| Run {
             tokens: &[1],
+            seat: None,
             start,
             positions: &positions,
             pages,

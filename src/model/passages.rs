@@ -108,6 +108,7 @@ pub(super) fn place(backend: &dyn Backend, hidden: &mut Tensor, passages: &[Pass
         .zip(&first)
         .map(|(passage, &start)| Run {
             tokens: passage.tokens,
+            seat: None,
             start,
             positions: passage.positions,
             pages: &[],

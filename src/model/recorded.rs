@@ -4,7 +4,7 @@
 //! index tensors hold, and the device knows all of that: the token it has drawn, a position more, the next slot of pages
 //! that are there already (`kernels/decode.cu`). So a pass with its draws is recorded, the host uploads what the first one
 //! reads, all index tensors and settings of draws in one, has the recording done as often as tokens are wanted, and
-//! downloads a log of what was drawn. Whether a token ends a completion is for the host to say: until it looks, a row
+//! fetches a log of what was drawn, which it may read when the device is at work on what comes next. Whether a token ends a completion is for the host to say: until it looks, a row
 //! draws on, in pages of its own, and what it drew too much is dropped. A row that wants fewer tokens than others stands
 //! still: it computes its last pass again, bit for bit, to the same place.
 //!
@@ -18,12 +18,13 @@
 
 use super::adapter::{Adapter, AdapterRows, Projection, check_rows, lora_rows};
 use super::cache::{KvCache, PAGE, pages_for};
-use super::decoder::{Decoder, Workspace};
+use super::decoder::{Decoder, Workspace, recorder};
 use super::packed::{Layout, Packed, Run, joined, windows};
 use super::positions::{Positions, axes};
-use crate::backend::{Advance, Backend, Draw, DrawTable, Drawn, DrawnToken, Recorder, Replay};
+use crate::backend::{Advance, Backend, Draw, DrawTable, Drawn, DrawnToken, Landing, Recorder, Replay};
 use crate::error::{Error, Result};
 use crate::tensor::{Dtype, Tensor};
+use std::ops::Range;
 
 const OP: &str = "decode";
 
@@ -48,7 +49,36 @@ pub struct Decoding<'a> {
     pub draw: Draw<'a>,
     /// How many are drawn, 1 to [`AHEAD`].
     pub tokens: usize,
+    /// Where the last of them is kept.
+    pub seat: u32,
 }
+
+/// Tokens that a device draws by itself, on their way.
+#[derive(Debug)]
+pub struct Decoded {
+    log: Box<dyn Landing>,
+    /// Of each sequence its row, and at which lengths it draws.
+    rows: Vec<(usize, Range<usize>)>,
+}
+
+impl Decoded {
+    /// Waits for them: each sequence's, in order.
+    pub fn land(self) -> Result<Vec<Vec<Result<DrawnToken>>>> {
+        let log = self.log.land()?;
+        let words: &[i32] = log.as_slice()?;
+        let of = |row, length| {
+            let at = (row * AHEAD + length % AHEAD) * 3;
+            let [logp, entropy] = [words[at + 1], words[at + 2]].map(|bits| f32::from_bits(bits as u32));
+            DrawnToken::of(row, words[at], logp, Some(entropy))
+        };
+        let rows =
+            self.rows.into_iter().map(|(row, lengths)| lengths.map(|length| of(row, length)).collect());
+        Ok(rows.collect())
+    }
+}
+
+/// A seat that is none.
+const NOBODYS: u32 = !0;
 
 /// What can be done again.
 #[derive(Debug, Default)]
@@ -117,8 +147,8 @@ fn stretches<'a>(count: usize, adapters: &[AdapterRows<'a>]) -> Result<Vec<Stret
 }
 
 impl Decoder {
-    /// Draws tokens of each sequence on a backend that decodes by itself, and returns them in order. Adapters serve
-    /// ranges of sequences, one behind the other.
+    /// Has tokens of each sequence drawn by a backend that decodes by itself. Adapters serve ranges of sequences, one behind
+    /// the other.
     pub fn decode(
         &self,
         backend: &dyn Backend,
@@ -126,9 +156,10 @@ impl Decoder {
         adapters: &[AdapterRows<'_>],
         cache: &mut KvCache,
         work: &mut Workspace,
-    ) -> Result<Vec<Vec<Result<DrawnToken>>>> {
-        let (Some(recorder), Some(scratch)) = (backend.recorder(), cache.scratch()) else {
-            return Err(Error::internal(OP, format!("{} does not decode by itself", backend.describe())));
+    ) -> Result<Decoded> {
+        let recorder = recorder(backend)?;
+        let Some(scratch) = cache.scratch() else {
+            return Err(Error::internal(OP, "the cache has no page that nobody reads"));
         };
         self.check(sequences)?;
         check_rows(adapters, self.config(), sequences.len())?;
@@ -142,9 +173,17 @@ impl Decoder {
             rows.extend(given.by_ref().take(count).cloned());
             // Each of these has a slot of its own, and sees those before it.
             rows.extend(slots.by_ref().take(filled - count).map(|start| Decoding {
-                run: Run { tokens: &[0], start, positions: &positions, pages: &page, images: &[] },
+                run: Run {
+                    tokens: &[0],
+                    seat: None,
+                    start,
+                    positions: &positions,
+                    pages: &page,
+                    images: &[],
+                },
                 draw: Draw::default(),
                 tokens: 1,
+                seat: NOBODYS,
             }));
             let range = adapter.map(|adapter| AdapterRows { rows: range, adapter });
             named.push((filled, fingerprint(range.as_ref(), self.config().layers)));
@@ -160,7 +199,8 @@ impl Decoder {
             Size { rows: named, width: first.width, groups: first.groups, draws: [first.kept, first.seen] };
         let most = sequences.iter().map(|one| one.tokens).max().unwrap_or(0);
         let log = self.run(backend, recorder, &first, size, &ranges, most, cache, work)?;
-        Ok(sequences.iter().zip(places).map(|(one, row)| one.drawn(&log, row)).collect())
+        let lengths = |one: &Decoding<'_>| one.run.start + 1..one.run.start + one.tokens + 1;
+        Ok(Decoded { log, rows: places.into_iter().zip(sequences.iter().map(lengths)).collect() })
     }
 
     fn check(&self, sequences: &[Decoding<'_>]) -> Result<()> {
@@ -178,7 +218,7 @@ impl Decoder {
         self.check_tokens(sequences.iter().map(|one| &one.run))
     }
 
-    /// Makes `most` passes, the first of which reads what `first` says, and returns the log of what they drew.
+    /// Makes `most` passes, the first of which reads what `first` says, and fetches the log of what they drew.
     #[expect(clippy::too_many_arguments, reason = "what a pass needs, and where it is kept")]
     fn run(
         &self,
@@ -190,7 +230,7 @@ impl Decoder {
         most: usize,
         cache: &mut KvCache,
         work: &mut Workspace,
-    ) -> Result<Vec<i32>> {
+    ) -> Result<Box<dyn Landing>> {
         let kept = &mut work.recordings.kept;
         let mut done = 0;
         let mut recording = match kept.iter().position(|recording| recording.size == size) {
@@ -217,30 +257,15 @@ impl Decoder {
         for _ in done..most {
             recording.pass.replay()?;
         }
-        let log = backend.download(&recording.log)?.as_slice::<i32>()?.to_vec();
+        let log = backend.fetch(&recording.log)?;
         work.recordings.kept.push(recording);
         Ok(log)
     }
 }
 
-impl Decoding<'_> {
-    /// What a log says of its row.
-    fn drawn(&self, log: &[i32], row: usize) -> Vec<Result<DrawnToken>> {
-        let at = |length: usize| (row * AHEAD + length % AHEAD) * 3;
-        let of = |length| match log[at(length)..at(length) + 3] {
-            [token, logp, entropy] => {
-                let [logp, entropy] = [logp, entropy].map(|bits| f32::from_bits(bits as u32));
-                DrawnToken::of(row, token, logp, Some(entropy))
-            }
-            _ => Err(Error::internal(OP, "an entry of a log has three words")),
-        };
-        (self.run.start + 1..=self.run.start + self.tokens).map(of).collect()
-    }
-}
-
 /// What the first of some passes reads.
 struct First {
-    /// Until, settings, tokens seen; then what every pass reads.
+    /// Until, seats, settings, tokens seen; then what every pass reads.
     tensors: Vec<Tensor>,
     rows: usize,
     width: usize,
@@ -264,10 +289,12 @@ impl First {
             to.iter_mut().zip(draw.seen).for_each(|(to, &token)| *to = token as i32);
         }
         let until: Vec<i32> = ends.map(|end| end as i32).collect();
+        let seat: Vec<i32> = rows.iter().map(|row| row.seat as i32).collect();
         let layout = Layout::of(&runs, axes(config), width, true)?;
         let groups = layout.has_groups();
         let mut tensors = vec![
             Tensor::from_slice(&[rows.len()], &until)?,
+            Tensor::from_slice(&[rows.len()], &seat)?,
             recorder.settings(&draws, config.vocab, room)?,
             Tensor::from_slice(&[rows.len(), room], &tokens)?,
         ];
@@ -288,10 +315,11 @@ impl First {
         work: &mut Workspace,
     ) -> Result<()> {
         let mut all = windows(&self.tensors, state)?;
-        let packed = Packed::of(all.split_off(3), self.rows)?;
-        let [until, settings, seen] = &all[..] else {
-            return Err(Error::internal(OP, "three tensors stand before a layout"));
+        let packed = Packed::of(all.split_off(4), self.rows)?;
+        let [until, seat, settings, seen] = &all[..] else {
+            return Err(Error::internal(OP, "four tensors stand before a layout"));
         };
+        recorder.take_seats(&packed.tokens, work.seats())?;
         decoder.walk(backend, &[], &packed, adapters, cache, work)?;
         let table = DrawTable { settings, kept: self.kept, seen: self.seen.then_some(seen) };
         let mut drawn = Drawn::alloc(backend, self.rows, true)?;
@@ -305,6 +333,8 @@ impl First {
             lengths: &packed.lengths,
             tables: &packed.tables,
             page_len: PAGE,
+            seat,
+            seats: work.seats(),
             until,
             log,
         })
@@ -344,7 +374,7 @@ mod tests {
     #[test]
     fn rows_are_cut_where_adapters_begin_and_filled_up_while_there_are_slots() {
         let adapter = Adapter { pairs: Vec::new() };
-        let cut = |count, ranges: &[std::ops::Range<usize>]| {
+        let cut = |count, ranges: &[Range<usize>]| {
             let adapters: Vec<AdapterRows<'_>> =
                 ranges.iter().map(|rows| AdapterRows { rows: rows.clone(), adapter: &adapter }).collect();
             let all = stretches(count, &adapters);

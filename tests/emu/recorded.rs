@@ -27,7 +27,8 @@ struct Counting {
     inner: Emulator,
     launches: AtomicUsize,
     uploads: AtomicUsize,
-    downloads: AtomicUsize,
+    /// How often the host waited for the device.
+    waits: AtomicUsize,
     captures: AtomicUsize,
     replays: AtomicUsize,
     /// How many captures are under way.
@@ -37,14 +38,14 @@ struct Counting {
 impl Counting {
     fn new(checked: bool) -> Self {
         let inner = Emulator::new(Settings { checked, ..Settings::default() }).unwrap();
-        let [launches, uploads, downloads, captures, replays, capturing] =
+        let [launches, uploads, waits, captures, replays, capturing] =
             std::array::from_fn(|_| AtomicUsize::new(0));
-        Counting { inner, launches, uploads, downloads, captures, replays, capturing }
+        Counting { inner, launches, uploads, waits, captures, replays, capturing }
     }
 
-    /// Launches, uploads, downloads, captures and replays since the last time.
+    /// Launches, uploads, waits, captures and replays since the last time.
     fn counts(&self) -> [usize; 5] {
-        [&self.launches, &self.uploads, &self.downloads, &self.captures, &self.replays]
+        [&self.launches, &self.uploads, &self.waits, &self.captures, &self.replays]
             .map(|count| count.swap(0, Relaxed))
     }
 
@@ -84,8 +85,19 @@ impl Runtime for Counting {
     }
 
     fn download(&self, from: Address, bytes: &mut [u8]) -> Result<()> {
-        self.count(&self.downloads);
+        self.count(&self.waits);
         self.inner.download(from, bytes)
+    }
+
+    type Landing = Vec<u8>;
+
+    fn fetch(&self, from: Address, bytes: usize) -> Result<Vec<u8>> {
+        self.inner.fetch(from, bytes)
+    }
+
+    fn land(&self, landing: Vec<u8>, bytes: &mut [u8]) -> Result<()> {
+        self.count(&self.waits);
+        self.inner.land(landing, bytes)
     }
 
     fn tensor_map(&self, shape: &TensorShape<'_>) -> Result<TensorMap> {
@@ -98,6 +110,7 @@ impl Runtime for Counting {
     }
 
     fn sync(&self) -> Result<()> {
+        self.count(&self.waits);
         self.inner.sync()
     }
 
@@ -149,13 +162,19 @@ impl World {
 fn drain(engine: &mut Engine<'_>) -> BTreeMap<(u64, usize), Completion> {
     let mut all = BTreeMap::new();
     while !engine.is_idle() {
-        for event in engine.step().unwrap() {
-            if let Event::Finished { ticket, lane, completion } = event {
-                all.insert((ticket.0, lane), completion);
-            }
-        }
+        finished(engine.step().unwrap(), &mut all);
     }
     all
+}
+
+fn finished(events: Vec<Event>, all: &mut BTreeMap<(u64, usize), Completion>) {
+    for event in events {
+        match event {
+            Event::Finished { ticket, lane, completion } => drop(all.insert((ticket.0, lane), completion)),
+            Event::Text { .. } => {}
+            Event::Failed { error, .. } => panic!("{error}"),
+        }
+    }
 }
 
 /// An adapter with another scale, at another place: the number is part of a launch.
@@ -292,7 +311,68 @@ fn every_draw_goes_ahead() {
     assert_eq!(run(true), launched);
 }
 
-/// What the host does for a token of each sequence: eight replays between an upload and the one download that it waits for.
+/// Requests that come while others decode, end at stop tokens or when they have enough, are put out for want of pages or
+/// cancelled; some with one adapter, another or none, in groups and alone, with filters and penalties. All of it ahead of
+/// the host, and the same as one operation after the other.
+#[test]
+fn whatever_happens_nobody_gets_another_token() {
+    let folder = tempfile::tempdir().unwrap();
+    let adapter = Path::new("tests/golden/qwen2/adapter");
+    let other = rescaled(&folder, adapter);
+    let run = |recording, pages: usize| {
+        let world = World::new("qwen2", false, recording, &[adapter, &other]);
+        let mut engine = world.engine(Limits { pages, tokens: 120, sequences: 9 });
+        let published: Vec<Published> =
+            world.adapters.iter().map(|adapter| engine.publish(adapter.clone())).collect();
+        let mut state = 5u64;
+        let mut below = |limit: u64| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 33) % limit
+        };
+        let mut all = BTreeMap::new();
+        let mut cancelled = Vec::new();
+        for number in 0..16u64 {
+            let drawn = 1 + below(30) as usize;
+            let base = world.request(below(3) as u32, 5 + below(70) as u32, drawn, &[]);
+            let mut sampling = Sampling { entropy: below(2) == 0, ..base.sampling };
+            match below(6) {
+                0 => sampling.top_k = 9,
+                1 => sampling.repetition_penalty = 1.3,
+                2 | 3 => sampling.stop_token_ids = (0..12).map(|_| below(150) as u32).collect(),
+                _ => {}
+            }
+            let seeds: Vec<u64> = (0..1 + below(3)).map(|seed| 10 * number + seed).collect();
+            let adapter = published.get(below(4) as usize).cloned();
+            let ticket = engine.submit(Request { sampling, seeds, adapter, ..base }).unwrap();
+            let (cancels, steps) = (below(7) == 0, below(4));
+            for _ in 0..steps {
+                finished(engine.step().unwrap(), &mut all);
+                engine.check().unwrap();
+            }
+            if cancels {
+                engine.cancel(ticket);
+                engine.check().unwrap();
+                cancelled.push(ticket.0);
+            }
+        }
+        all.extend(drain(&mut engine));
+        engine.check().unwrap();
+        all.retain(|(ticket, _), _| !cancelled.contains(ticket));
+        (all, engine.totals(), world.gpu.runtime().counts())
+    };
+    let (launched, _, [_, _, before, ..]) = run(false, 40);
+    let stopped = launched.values().filter(|one| one.finish == Finish::Stop).count();
+    assert!(launched.len() > 20 && stopped > 3, "{} completions, {stopped} stopped", launched.len());
+    let (ahead, _, [_, _, after, ..]) = run(true, 40);
+    assert_eq!(ahead, launched);
+    assert!(after < before, "{after} waits and {before}");
+    let (crowded, totals, _) = run(true, 5);
+    assert_eq!(crowded, launched);
+    assert!(totals.preempted > 0);
+}
+
+/// What the host does for a token of each sequence: eight replays between an upload and a look, which is at what the device
+/// had drawn before them.
 #[test]
 fn the_host_looks_once_in_eight_passes() {
     let calls = |recording, passes: usize| {
@@ -309,28 +389,35 @@ fn the_host_looks_once_in_eight_passes() {
         (world.gpu.runtime().counts(), after.passes - before.passes, after.drawn - before.drawn)
     };
     // The prompts; then the first eight passes, of which one is for the record; then what counts.
-    let ([launches, uploads, downloads, captures, replays], passes, drawn) = calls(true, 2);
-    assert_eq!([launches, uploads, downloads, captures, replays], [0, 1, 1, 0, 8]);
+    let ([launches, uploads, waits, captures, replays], passes, drawn) = calls(true, 2);
+    assert_eq!([launches, uploads, waits, captures, replays], [0, 1, 1, 0, 8]);
     assert_eq!((passes, drawn), (8, 24));
-    let ([launches, uploads, downloads, captures, replays], passes, drawn) = calls(false, 9);
+    let ([launches, uploads, waits, captures, replays], passes, drawn) = calls(false, 9);
     assert!(launches > 3 + 2 * 11, "{launches} launches for two blocks");
-    assert_eq!([uploads, downloads, captures, replays], [8, 2, 0, 0]);
+    assert_eq!([uploads, waits, captures, replays], [8, 2, 0, 0]);
     assert_eq!((passes, drawn), (1, 3));
 }
 
 /// A whole life: prompts, then nobody comes or goes until all have their tokens.
 #[test]
-fn syncs_are_few() {
+fn waits_are_few_and_the_next_passes_begin_before_them() {
     let world = World::new("qwen2", false, true, &[]);
     let mut engine = world.engine(Limits { pages: 20, tokens: 90, sequences: 8 });
     for from in 0..3 {
         engine.submit(world.request(from, 30, 41, &[1])).unwrap();
     }
     engine.step().unwrap();
-    world.gpu.runtime().counts();
+    assert_eq!((engine.totals().passes, engine.totals().drawn), (1, 0), "the prompts' draws are not read");
+    engine.step().unwrap();
+    assert_eq!(
+        (engine.totals().passes, engine.totals().drawn),
+        (1 + 8, 3),
+        "eight passes more are under way"
+    );
     drain(&mut engine);
-    let [_, _, downloads, ..] = world.gpu.runtime().counts();
-    assert_eq!((engine.totals().passes, downloads), (1 + 40, 40 / 8));
+    let [_, _, waits, ..] = world.gpu.runtime().counts();
+    // Of the prompts tokens and log-probs; then the log.
+    assert_eq!((engine.totals().passes, waits), (1 + 40, 2 + 40 / 8));
 }
 
 /// While one engine records, another on the same device goes on, and neither gets into the other's recording.

@@ -2,7 +2,7 @@
 
 use super::{
     Address,
-    Argument::Struct,
+    Argument::{self, Address as At, I32, Struct},
     Launch, Runtime,
     device::{Gpu, expect_dtype, int},
     head,
@@ -22,6 +22,7 @@ struct Step {
     entropy: Address,
     tables: Address,
     until: Address,
+    seat: Address,
     tokens: Address,
     positions: Address,
     slots: Address,
@@ -29,6 +30,7 @@ struct Step {
     draws: Address,
     seen: Address,
     log: Address,
+    seats: Address,
     rows: i32,
     axes: i32,
     width: i32,
@@ -40,7 +42,8 @@ struct Step {
 /// See [`crate::backend::Recorder::advance`].
 pub(super) fn advance<R: Runtime>(gpu: &Gpu<R>, step: &Advance<'_>) -> Result<()> {
     const OP: &str = "advance";
-    let &Advance { drawn, table, tokens, positions, slots, lengths, tables, page_len, until, log } = step;
+    let &Advance { drawn, table, tokens, positions, slots, lengths, tables, page_len, .. } = step;
+    let &Advance { until, seat, seats, log, .. } = step;
     let rows = tokens.len();
     let Some(entropy) = &drawn.entropy else {
         return Err(Error::caller(OP, "entropy is not drawn; a log has room for it"));
@@ -67,6 +70,7 @@ pub(super) fn advance<R: Runtime>(gpu: &Gpu<R>, step: &Advance<'_>) -> Result<()
         entropy: gpu.at(entropy)?,
         tables: at("tables", tables, &[rows, width])?,
         until: at("until", until, &[rows])?,
+        seat: at("seat", seat, &[rows])?,
         tokens: at("tokens", tokens, &[rows])?,
         positions: at("positions", positions, &[axes, rows])?,
         slots: at("slots", slots, &[rows])?,
@@ -74,6 +78,7 @@ pub(super) fn advance<R: Runtime>(gpu: &Gpu<R>, step: &Advance<'_>) -> Result<()
         draws: at("settings", table.settings, &[rows, head::SETTINGS_WORDS])?,
         seen: table.seen.map_or(Ok(Address(0)), |seen| at("seen", seen, &[rows, room]))?,
         log: at("log", log, &[rows, kept, 3])?,
+        seats: at("seats", seats, &[seats.len()])?,
         rows: rows_?,
         axes: axes_?,
         width: width_?,
@@ -81,14 +86,42 @@ pub(super) fn advance<R: Runtime>(gpu: &Gpu<R>, step: &Advance<'_>) -> Result<()
         kept: kept_?,
         padding: 0,
     };
+    by_rows(gpu, OP, rows, &[Struct(bytemuck::bytes_of(&state).to_vec())])
+}
+
+/// See [`crate::backend::Recorder::take_seats`].
+pub(super) fn take_seats<R: Runtime>(gpu: &Gpu<R>, tokens: &Tensor, seats: &Tensor) -> Result<()> {
+    const OP: &str = "take_seats";
+    expect_dtype(OP, "tokens", tokens, Dtype::I32)?;
+    expect_dtype(OP, "seats", seats, Dtype::I32)?;
+    let rows = int(OP, "tokens", tokens.len())?;
+    by_rows(gpu, OP, tokens.len(), &[At(gpu.at(tokens)?), At(gpu.at(seats)?), I32(rows)])
+}
+
+/// See [`crate::backend::Recorder::keep_seats`].
+pub(super) fn keep_seats<R: Runtime>(
+    gpu: &Gpu<R>,
+    seats: &Tensor,
+    seat: &Tensor,
+    drawn: &Tensor,
+) -> Result<()> {
+    const OP: &str = "keep_seats";
+    for (name, tensor) in [("seats", seats), ("seat", seat), ("drawn", drawn)] {
+        expect_dtype(OP, name, tensor, Dtype::I32)?;
+    }
+    if seat.len() != drawn.len() {
+        return Err(Error::caller(OP, format!("seat is {seat:?}, expected one for each of {drawn:?}")));
+    }
+    let rows = int(OP, "draws", drawn.len())?;
+    let arguments = [At(gpu.at(seats)?), At(gpu.at(seat)?), At(gpu.at(drawn)?), I32(rows)];
+    by_rows(gpu, OP, drawn.len(), &arguments)
+}
+
+/// A thread to a row.
+fn by_rows<R: Runtime>(gpu: &Gpu<R>, kernel: &str, rows: usize, arguments: &[Argument]) -> Result<()> {
     if rows == 0 {
         return Ok(());
     }
-    gpu.launch(&Launch {
-        kernel: OP,
-        grid: [rows.div_ceil(256) as u32, 1, 1],
-        block: [256, 1, 1],
-        shared: 0,
-        arguments: &[Struct(bytemuck::bytes_of(&state).to_vec())],
-    })
+    let grid = [rows.div_ceil(256) as u32, 1, 1];
+    gpu.launch(&Launch { kernel, grid, block: [256, 1, 1], shared: 0, arguments })
 }

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     backend::{
         Activation, AdamwParameter, AdamwSettings, Advance, AttentionGrads, Backend, Draw, DrawTable, Drawn,
-        Epilogue, Linear, LinearGrads, LogProbs, Pages, Recorder, Replay, Rope, Segments,
+        Epilogue, Landing, Linear, LinearGrads, LogProbs, Pages, Recorder, Replay, Rope, Segments,
     },
     error::{Error, Result},
     tensor::{DeviceMemory, Dtype, Tensor, byte_length},
@@ -56,6 +56,29 @@ struct Recording<R: Runtime> {
 impl<R: Runtime> Replay for Recording<R> {
     fn replay(&mut self) -> Result<()> {
         self.runtime.replay(&self.graph)
+    }
+}
+
+/// A tensor that a runtime brings to the host.
+struct Fetched<R: Runtime> {
+    runtime: Arc<R>,
+    landing: R::Landing,
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+impl<R: Runtime> Landing for Fetched<R> {
+    fn land(self: Box<Self>) -> Result<Tensor> {
+        let Fetched { runtime, landing, dtype, shape } = *self;
+        let mut host = Tensor::zeros(dtype, &shape)?;
+        runtime.land(landing, host.bytes_mut()?)?;
+        Ok(host)
+    }
+}
+
+impl<R: Runtime> fmt::Debug for Fetched<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Fetched({} {:?} from {})", self.dtype, self.shape, self.runtime.describe())
     }
 }
 
@@ -202,6 +225,12 @@ impl<R: Runtime> Backend for Gpu<R> {
         let mut host = Tensor::zeros(tensor.dtype(), tensor.shape())?;
         self.runtime.download(self.at(tensor)?, host.bytes_mut()?)?;
         Ok(host)
+    }
+
+    fn fetch(&self, tensor: &Tensor) -> Result<Box<dyn Landing>> {
+        let landing = self.runtime.fetch(self.at(tensor)?, tensor.byte_len())?;
+        let (dtype, shape) = (tensor.dtype(), tensor.shape().to_vec());
+        Ok(Box::new(Fetched { runtime: self.runtime.clone(), landing, dtype, shape }))
     }
 
     fn gather_rows(&self, out: &mut Tensor, table: &Tensor, rows: &Tensor) -> Result<()> {
@@ -425,6 +454,14 @@ impl<R: Runtime> Recorder for Gpu<R> {
         table: &DrawTable<'_>,
     ) -> Result<()> {
         head::sample_by(self, out, hidden, weight, table)
+    }
+
+    fn take_seats(&self, tokens: &Tensor, seats: &Tensor) -> Result<()> {
+        decode::take_seats(self, tokens, seats)
+    }
+
+    fn keep_seats(&self, seats: &Tensor, seat: &Tensor, drawn: &Tensor) -> Result<()> {
+        decode::keep_seats(self, seats, seat, drawn)
     }
 
     fn advance(&self, step: &Advance<'_>) -> Result<()> {

@@ -300,6 +300,20 @@ impl Runtime for Emulator {
         Ok(())
     }
 
+    type Landing = Vec<u8>;
+
+    fn fetch(&self, from: Address, bytes: usize) -> Result<Vec<u8>> {
+        let mut landing = vec![0; bytes];
+        self.download(from, &mut landing)?;
+        Ok(landing)
+    }
+
+    fn land(&self, landing: Vec<u8>, bytes: &mut [u8]) -> Result<()> {
+        self.state().outside_captures("land")?;
+        bytes.copy_from_slice(&landing);
+        Ok(())
+    }
+
     fn tensor_map(&self, shape: &TensorShape<'_>) -> Result<TensorMap> {
         shape.check()?;
         let mut map = [0; 128];

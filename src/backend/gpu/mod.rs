@@ -122,6 +122,15 @@ pub trait Runtime: Send + Sync + 'static {
     /// Copies memory to host bytes, after all launches before it.
     fn download(&self, from: Address, bytes: &mut [u8]) -> Result<()>;
 
+    /// A copy on its way to the host; who drops it does not want it any more.
+    type Landing: Send;
+
+    /// Begins to copy memory to the host as it is after all launches before; what comes after does not wait.
+    fn fetch(&self, from: Address, bytes: usize) -> Result<Self::Landing>;
+
+    /// Waits for what [`Runtime::fetch`] began; `bytes` are as many.
+    fn land(&self, landing: Self::Landing, bytes: &mut [u8]) -> Result<()>;
+
     /// Encodes a tensor map.
     fn tensor_map(&self, shape: &TensorShape<'_>) -> Result<TensorMap>;
 

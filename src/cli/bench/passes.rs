@@ -228,12 +228,13 @@ impl Ready {
             positions: Positions::plain(keys),
             tables: (0..sequences as u32).map(|at| (at * each..(at + 1) * each).collect()).collect(),
         };
+        ready.work.reserve_seats(backend, sequences)?;
         // The first sequence reads its context, and the others get a copy of what it came to.
         let before = keys - tokens;
         for start in (0..before).step_by(CHUNK) {
             let Ready { cache, work, tokens, positions, tables, .. } = &mut ready;
             let tokens = &tokens[start..before.min(start + CHUNK)];
-            let run = Run { tokens, start, positions, pages: &tables[0], images: &[] };
+            let run = Run { tokens, seat: None, start, positions, pages: &tables[0], images: &[] };
             decoder.forward(backend, &[run], &[], cache, work)?;
         }
         for table in &ready.tables[1..] {
@@ -249,6 +250,7 @@ impl Ready {
         let start = *keys - *count;
         let run = |pages| Run {
             tokens: &self.tokens[start..],
+            seat: None,
             start,
             positions: &self.positions,
             pages,
@@ -258,9 +260,10 @@ impl Ready {
         let draws = (0..*sequences as u64).map(|seed| Draw { seed, position, ..Draw::default() });
         let runs = self.tables.iter().map(|table| run(table));
         if *count == 1 && backend.recorder().is_some() {
-            let each = runs.zip(draws).map(|(run, draw)| Decoding { run, draw, tokens: 1 });
+            let each =
+                runs.zip(draws).zip(0..).map(|((run, draw), seat)| Decoding { run, draw, tokens: 1, seat });
             let drawn = decoder.decode(backend, &each.collect::<Vec<_>>(), &[], cache, work)?;
-            return drawn.into_iter().flatten().try_for_each(|token| token.map(drop));
+            return drawn.land()?.into_iter().flatten().try_for_each(|token| token.map(drop));
         }
         let (runs, draws): (Vec<Run<'_>>, Vec<Draw<'_>>) = (runs.collect(), draws.collect());
         decoder.forward(backend, &runs, &[], cache, work)?;

@@ -27,7 +27,7 @@ use cudarc::driver::{
     sys::{self, CUresult},
 };
 use kernels::{Failure, Kernels};
-use staging::{Pinned, Staging};
+use staging::{Coming, Pinned, Staging};
 use std::{
     collections::VecDeque,
     ffi::c_void,
@@ -98,6 +98,30 @@ pub struct Graph {
 
 // SAFETY: the handle is used with the state locked and its context current, as above.
 unsafe impl Send for Graph {}
+
+/// A copy on its way to the host.
+pub struct Landing {
+    state: Arc<Mutex<State>>,
+    /// Taken when it has landed.
+    coming: Option<Coming>,
+}
+
+// SAFETY: its event and memory are used with the context current, by whoever has the landing or the lock.
+unsafe impl Send for Landing {}
+
+impl fmt::Debug for Landing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Landing({:?})", self.coming)
+    }
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        if let Some(coming) = self.coming.take() {
+            lock(&self.state).staging.take(coming, None);
+        }
+    }
+}
 
 impl fmt::Debug for Graph {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -321,6 +345,30 @@ impl Runtime for Cuda {
         state.staging.download(from.0, bytes, stream).map_err(|error| state.failed("download", error))?;
         state.suspects.clear();
         Ok(())
+    }
+
+    type Landing = Landing;
+
+    fn fetch(&self, from: Address, bytes: usize) -> Result<Landing> {
+        let mut state = self.state()?;
+        state.outside_captures("fetch")?;
+        let stream = state.stream;
+        let coming = state.staging.fetch(from.0, bytes, stream);
+        let coming = coming.map_err(|error| state.failed("fetch", error))?;
+        Ok(Landing { state: self.state.clone(), coming: Some(coming) })
+    }
+
+    fn land(&self, mut landing: Landing, bytes: &mut [u8]) -> Result<()> {
+        let done = landing.coming.as_ref().map(|coming| coming.done);
+        let done = done.ok_or_else(|| Error::internal("land", "it has landed before"))?;
+        self.state()?.outside_captures("land")?; // and is free for others while this one waits
+        // SAFETY: the event was recorded, is this landing's alone, and its context was just made current.
+        let waited = unsafe { result::event::synchronize(done) };
+        let mut state = self.state()?;
+        if let Some(coming) = landing.coming.take() {
+            state.staging.take(coming, waited.is_ok().then_some(bytes));
+        }
+        waited.map_err(|error| state.failed("land", error))
     }
 
     fn tensor_map(&self, shape: &TensorShape<'_>) -> Result<TensorMap> {

@@ -1,7 +1,7 @@
 //! Pinned host memory, through which bytes travel at the bus's full speed while the caller goes on.
 //!
 //! Uploads fill one slot after another; before a slot is filled again, its copies must have been done, which an event
-//! tells. Downloads wait anyhow and share one landing place.
+//! tells. Downloads wait anyhow and share one landing place; what is fetched while others go on has one of its own.
 
 use cudarc::driver::{
     DriverError, result,
@@ -10,6 +10,9 @@ use cudarc::driver::{
 
 const SLOTS: usize = 4;
 const SLOT: usize = 4 << 20;
+
+/// What is fetched lands in as much pinned memory as a multiple of this.
+const COMING: usize = 64 << 10;
 
 /// Pinned memory is divided at multiples of this.
 const GRAIN: usize = 256;
@@ -61,6 +64,17 @@ pub(super) struct Staging {
     ring: Ring,
     slots: Vec<Slot>,
     landing: Pinned,
+    /// Landing places that nobody waits at.
+    spare: Vec<Coming>,
+}
+
+/// Bytes on their way to the host.
+#[derive(Debug)]
+pub(super) struct Coming {
+    memory: Pinned,
+    bytes: usize,
+    /// When they are there.
+    pub(super) done: sys::CUevent,
 }
 
 impl Staging {
@@ -72,7 +86,7 @@ impl Staging {
         };
         let slots = (0..SLOTS).map(|_| slot()).collect::<Result<_, DriverError>>()?;
         let ring = Ring { slots: SLOTS, bytes: SLOT, slot: 0, used: 0 };
-        Ok(Staging { ring, slots, landing: Pinned::new(SLOT)? })
+        Ok(Staging { ring, slots, landing: Pinned::new(SLOT)?, spare: Vec::new() })
     }
 
     /// Copies bytes to a device address, in order with everything on the stream. The bytes are free on return.
@@ -121,6 +135,44 @@ impl Staging {
         Ok(())
     }
 
+    /// Begins to copy from a device address after everything on the stream.
+    pub(super) fn fetch(
+        &mut self,
+        from: u64,
+        bytes: usize,
+        stream: sys::CUstream,
+    ) -> Result<Coming, DriverError> {
+        let mut coming = match self.spare.iter().position(|spare| spare.memory.bytes >= bytes) {
+            Some(at) => self.spare.swap_remove(at),
+            None => {
+                let done = result::event::create(CUevent_flags::CU_EVENT_DISABLE_TIMING)?;
+                Coming { memory: Pinned::new(bytes.next_multiple_of(COMING))?, bytes: 0, done }
+            }
+        };
+        coming.bytes = bytes;
+        // SAFETY: the landing place is this copy's until the event tells that it is done: another copy that was begun
+        // here before and given up is done before this one begins. The address has as many bytes behind it.
+        let begun = unsafe {
+            result::memcpy_dtoh_async(&mut coming.memory.bytes()[..bytes], from, stream)
+                .and_then(|()| result::event::record(coming.done, stream))
+        };
+        match begun {
+            Ok(()) => Ok(coming),
+            Err(error) => {
+                self.spare.push(coming);
+                Err(error)
+            }
+        }
+    }
+
+    /// Reads what has come, if anybody still wants it, and keeps the landing place.
+    pub(super) fn take(&mut self, mut coming: Coming, bytes: Option<&mut [u8]>) {
+        if let Some(bytes) = bytes {
+            bytes.copy_from_slice(&coming.memory.bytes()[..coming.bytes]);
+        }
+        self.spare.push(coming);
+    }
+
     /// Gives everything back; the stream is idle and the context current.
     pub(super) fn free(&mut self) {
         for slot in &self.slots {
@@ -130,6 +182,11 @@ impl Staging {
         }
         self.slots.clear();
         self.landing.free();
+        for coming in self.spare.drain(..) {
+            coming.memory.free();
+            // SAFETY: as above.
+            let _ = unsafe { result::event::destroy(coming.done) };
+        }
     }
 }
 
