@@ -246,3 +246,20 @@ fn each_verb_goes_on_from_its_own_checkpoints() {
     ]));
     assert!(said.contains("captioner.adapter"), "{said}");
 }
+
+#[test]
+fn a_checkpoint_is_measured_as_its_run_measured_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let [out, again] = ["run", "again"].map(|name| folder.path().join(name));
+    let learning = "reasoner.learn={lr=3e-2,lora={rank=4,alpha=8}}";
+    let steep = ["reasoner.temperature=1.0", "optim.lr=1e-2", "data.eval_limit=20", "run.eval_every=2"];
+    finished(&mut train(&out, &[&steep[..], &["optim.prompts_per_step=4", learning]].concat()));
+    let mut eval = Command::new(env!("CARGO_BIN_EXE_pellucid"));
+    eval.args(["eval", "--mode", "clarification", "--threads", "2", "-c"]).arg(out.join("config.toml"));
+    finished(eval.arg("--adapter").arg(out.join("checkpoint-2")).arg("--out").arg(&again));
+    let items = |out: &Path| -> Value {
+        let text = fs::read_to_string(out.join("eval-2-greedy.json")).unwrap();
+        serde_json::from_str::<Value>(&text).unwrap()["items"].take()
+    };
+    assert_eq!(items(&out), items(&again));
+}

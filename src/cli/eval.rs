@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use pellucid::rl::cast::Cast;
 use pellucid::rl::evaluation::{Comparison, Evaluation, Mode};
 use pellucid::rl::report;
-use pellucid::rl::run::Run;
+use pellucid::rl::run::{REASONER, Run};
 use pellucid::rl::source::Source;
 use pellucid::task::verify::Policy;
 use serde::Serialize;
@@ -34,7 +34,7 @@ pub(crate) struct Arguments {
     #[arg(long, default_value = "single_pass", value_parser = parse_mode)]
     mode: Mode,
 
-    /// A PEFT adapter or a checkpoint instead of captioner.adapter
+    /// A PEFT adapter or a checkpoint instead of captioner.adapter; that of a reasoner that learnt comes with it
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
 
@@ -80,7 +80,11 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     // Nothing is learned: no other data is read, and an update of one token is all there is to keep room for.
     config.data.train = data.clone();
     config.optim.microbatch_tokens = 1;
-    config.reasoner.learn = None;
+    let learned = config.captioner.adapter.as_deref().map(|folder| folder.join(REASONER));
+    if let (Some(_), Some(folder)) = (config.reasoner.learn.take(), learned.filter(|folder| folder.is_dir()))
+    {
+        config.reasoner.adapter = Some(folder);
+    }
     let (problems, faults) =
         Source::held_out(&data, &config.layout()?, &Policy::default(), config.data.eval_limit)?;
     faults::say("data.eval", &faults, Some(&*out).filter(|_| !settings.dry_run), global);

@@ -323,7 +323,7 @@ impl<'m> Run<'m> {
 }
 
 /// Where a checkpoint has that of a reasoner that learns.
-const REASONER: &str = "reasoner";
+pub const REASONER: &str = "reasoner";
 
 impl Pupil {
     fn begin(
