@@ -112,6 +112,7 @@ pub(super) fn steps(
         }
         let last = step.step == config.run.steps;
         if step.step.is_multiple_of(config.run.save_every) || last {
+            folder.settle()?;
             run.save()?;
         }
         if is_due(&config, step.step) {

@@ -134,6 +134,17 @@ impl Folder {
         self.append(SAMPLES, lines)
     }
 
+    /// Waits until its lines are on the disk: no checkpoint is to outlive what is on record of its steps.
+    pub(crate) fn settle(&self) -> Result<()> {
+        for path in [METRICS, SAMPLES].map(|name| self.out.join(name)) {
+            if path.exists() {
+                let settled = File::open(&path).and_then(|file| file.sync_all());
+                settled.with_context(|| format!("cannot make sure of {}", path.display()))?;
+            }
+        }
+        Ok(())
+    }
+
     fn append(&self, name: &str, lines: &[Value]) -> Result<()> {
         let path = self.out.join(name);
         let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
