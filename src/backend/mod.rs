@@ -190,6 +190,11 @@ pub trait Backend: fmt::Debug + Send + Sync {
         Ok(None)
     }
 
+    /// Bytes the walk back through attention takes for the gradients of one query of these heads, beside its arguments.
+    fn attention_scratch(&self, _heads: usize, _head_dim: usize) -> usize {
+        0
+    }
+
     /// Seconds of each of `rounds` runs of `work`, a chain of this backend's ops on arguments that stay; on a device by
     /// its own clock, without what launching costs.
     fn time(&self, rounds: usize, work: &mut (dyn FnMut() -> Result<()> + Send)) -> Result<Vec<f64>> {

@@ -99,7 +99,8 @@ impl Cast {
         let trained: usize = first(&self.policy.model.config, config)?.tensors().map(Tensor::len).sum();
         // A master, two averages and a gradient in f32, and the two copies that run.
         let adapter = trained * (4 * 4 + 2 * dtype.size());
-        Ok((train_bytes(&model.decoder, dtype, cache, rows) + adapter) as u64)
+        let scratch = rows * backend.attention_scratch(model.decoder.heads, model.decoder.head_dim);
+        Ok((train_bytes(&model.decoder, dtype, cache, rows) + scratch + adapter) as u64)
     }
 
     /// Puts them on a stage, with the pages of a plan.

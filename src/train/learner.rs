@@ -77,9 +77,11 @@ impl Learner {
         self.work.images()
     }
 
-    /// Bytes of activations it holds.
+    /// Bytes of activations it holds, and of what attention takes on its way back.
     pub fn bytes(&self) -> usize {
-        self.work.bytes()
+        let config = self.model.decoder.config();
+        let scratch = self.model.backend.attention_scratch(config.heads, config.head_dim);
+        self.work.bytes() + self.work.rows() * scratch
     }
 
     /// Log-probs at a temperature, and nothing else.

@@ -94,6 +94,11 @@ impl Backend for Cpu {
         Dtype::F32
     }
 
+    fn attention_scratch(&self, heads: usize, head_dim: usize) -> usize {
+        // Each head's part of dq, dk and dv.
+        3 * heads * head_dim * size_of::<f32>()
+    }
+
     fn alloc(&self, dtype: Dtype, shape: &[usize]) -> Result<Tensor> {
         Tensor::zeros(dtype, shape)
     }

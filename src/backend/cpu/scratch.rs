@@ -30,9 +30,12 @@ pub(super) struct Scratch<T: Pod> {
 impl<T: Pod> Scratch<T> {
     pub(super) fn new(len: usize) -> Self {
         let needed = (len * size_of::<T>()).div_ceil(64);
+        // The smallest that is large enough, else the largest there is: taken by chance, all would grow to the size of one.
         let mut lines = SPARE.with_borrow_mut(|spare| {
-            let large_enough = spare.iter().position(|lines| lines.len() >= needed);
-            large_enough.map(|at| spare.swap_remove(at)).or_else(|| spare.pop()).unwrap_or_default()
+            let sizes = || spare.iter().map(Vec::len).enumerate();
+            let fitting = sizes().filter(|(_, size)| *size >= needed).min_by_key(|(_, size)| *size);
+            let best = fitting.or_else(|| sizes().max_by_key(|(_, size)| *size));
+            best.map(|(at, _)| spare.swap_remove(at)).unwrap_or_default()
         });
         if lines.len() < needed {
             lines.resize(needed, Line([0; 64]));

@@ -133,6 +133,11 @@ impl TrainWorkspace {
         &self.images
     }
 
+    /// Tokens it has room for.
+    pub fn rows(&self) -> usize {
+        self.lse.shape().first().copied().unwrap_or(0)
+    }
+
     /// Bytes it holds.
     pub fn bytes(&self) -> usize {
         let Workspace { hidden, normed, queries, keys, values, raw, attended, gated, .. } = &self.forward;

@@ -83,10 +83,10 @@ struct Problem<'a, E> {
 }
 
 /// What one query head gives all rows of a family, one sequence after another; each `[rows, D]`.
-struct Part {
-    dq: Scratch<f32>,
-    dk: Scratch<f32>,
-    dv: Scratch<f32>,
+struct Part<'a> {
+    dq: &'a mut [f32],
+    dk: &'a mut [f32],
+    dv: &'a mut [f32],
 }
 
 /// A block of one head's queries, as the products want them.
@@ -128,9 +128,20 @@ where
             return dk.iter_mut().chain(dv).for_each(|gradient| *gradient = 0.0);
         }
         let families = families(segments);
-        let items = families.iter().flat_map(|family| (0..heads).map(move |head| (family, head)));
-        let parts = with_isa!(cpu.level, isa => cpu.map(items.collect(), |(family, head)| {
-            isa.run(#[inline(always)] || self.part(isa, family, segments, head))
+        // One piece of memory for all: what each thread took for itself would stay with it.
+        let rows: usize = segments.iter().map(|segment| segment.rows.len()).sum();
+        let mut room = Scratch::new(3 * rows * heads * head_dim);
+        let mut rest = &mut room[..];
+        let mut items = Vec::with_capacity(families.len() * heads);
+        for family in &families {
+            let rows: usize = family.iter().map(|&member| segments[member].rows.len()).sum();
+            for head in 0..heads {
+                let mut own = || rest.split_off_mut(..rows * head_dim).unwrap_or_default();
+                items.push((family, head, Part { dq: own(), dk: own(), dv: own() }));
+            }
+        }
+        let parts = with_isa!(cpu.level, isa => cpu.map(items, |(family, head, part)| {
+            isa.run(#[inline(always)] || self.part(isa, family, segments, head, part))
         }));
 
         let mut places = vec![(0, 0); segments.len()]; // of each sequence: its family's first part, its first row there
@@ -153,24 +164,25 @@ where
         }
         with_isa!(cpu.level, isa => cpu.spread(pieces, |(parts, first, dq, dk, dv)| {
             isa.run(#[inline(always)] || {
-                gather(dq, parts, 1, first, head_dim, |part| &part.dq);
-                gather(dk, parts, heads / kv_heads, first, head_dim, |part| &part.dk);
-                gather(dv, parts, heads / kv_heads, first, head_dim, |part| &part.dv);
+                gather(dq, parts, 1, first, head_dim, |part| part.dq);
+                gather(dk, parts, heads / kv_heads, first, head_dim, |part| part.dk);
+                gather(dv, parts, heads / kv_heads, first, head_dim, |part| part.dv);
             });
         }));
     }
 
     /// All that one query head gives a family.
     #[inline(always)]
-    fn part<I: Isa>(&self, isa: I, family: &[usize], segments: &[Segment], head: usize) -> Part {
-        let head_dim = self.sizes.head_dim;
-        let rows: usize = family.iter().map(|&member| segments[member].rows.len()).sum();
-        let zeros = || {
-            let mut sums = Scratch::new(rows * head_dim);
-            sums.fill(0.0);
-            sums
-        };
-        let mut part = Part { dq: zeros(), dk: zeros(), dv: zeros() };
+    fn part<'a, I: Isa>(
+        &self,
+        isa: I,
+        family: &[usize],
+        segments: &[Segment],
+        head: usize,
+        mut part: Part<'a>,
+    ) -> Part<'a> {
+        let Part { dq, dk, dv } = &mut part;
+        [dq, dk, dv].into_iter().for_each(|sums| sums.fill(0.0));
         let mut first = 0;
         for segment in family.iter().map(|&member| &segments[member]) {
             for start in segment.rows.clone().step_by(QUERIES) {
@@ -231,7 +243,7 @@ where
     fn meet<I: Isa>(
         &self,
         isa: I,
-        part: &mut Part,
+        part: &mut Part<'_>,
         queries: &Queries<E>,
         at: usize,
         keys: Range<usize>,
@@ -300,11 +312,11 @@ where
 #[inline(always)]
 fn gather(
     out: &mut [f32],
-    parts: &[Part],
+    parts: &[Part<'_>],
     group: usize,
     first: usize,
     head_dim: usize,
-    of: impl Fn(&Part) -> &[f32],
+    of: impl for<'p> Fn(&'p Part<'_>) -> &'p [f32],
 ) {
     let heads = parts.len() / group;
     for (at, out) in out.chunks_exact_mut(head_dim).enumerate() {
