@@ -71,6 +71,14 @@ impl Pupil {
         }
     }
 
+    /// Bytes of activations it holds.
+    pub(crate) fn activation_bytes(&self) -> usize {
+        match self {
+            Pupil::Adapter(trainer, _) => trainer.activation_bytes(),
+            Pupil::Whole(trainer, ..) => trainer.activation_bytes(),
+        }
+    }
+
     /// Learns some of them.
     pub(crate) fn learn(&mut self, which: &[usize]) -> Result<Stats> {
         fn some<T: Clone>(all: &[T], which: &[usize]) -> Vec<T> {

@@ -96,7 +96,8 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     progress.finish();
     let out = config.run.out.join(format!("checkpoint-{step}"));
     if global.json {
-        let summary = json!({"step": step, "checkpoint": out, "last": last});
+        let activations = pupil.activation_bytes();
+        let summary = json!({"step": step, "checkpoint": out, "last": last, "activation_bytes": activations});
         writeln!(std::io::stdout(), "{summary}")?;
     } else if !global.quiet {
         let what = if config.captioner.full { "model" } else { "adapter" };

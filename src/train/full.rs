@@ -169,6 +169,11 @@ impl FullTrainer {
         self.model().parameters().into_iter().map(|(name, _)| name).zip(all).collect()
     }
 
+    /// Bytes of the decoder's activations it holds.
+    pub fn activation_bytes(&self) -> usize {
+        self.learner.bytes()
+    }
+
     /// Loss of completions, without learning from them.
     pub fn cross_entropy(&mut self, lessons: &[Lesson]) -> Result<f64> {
         let samples = self.samples(lessons)?;
