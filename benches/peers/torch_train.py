@@ -1,13 +1,15 @@
-"""A policy-gradient step of a LoRA adapter in PyTorch and PEFT, on the CPU.
+"""A policy-gradient step of a LoRA adapter in PyTorch and PEFT.
 
     python benches/peers/torch_train.py FOLDER --threads 4 [--dtype float32|bfloat16] [--autocast] [--checkpointing]
+    python benches/peers/torch_train.py FOLDER --device cuda --dtype bfloat16 --checkpointing [--liger]
 
 The step is that of `pellucid bench train`, from token ids and the sampler's log-probs to moved weights: the clipped
 surrogate over completions of --completion tokens, the gradient clipped at norm 1, AdamW. The adapter is on every
 linear of the decoder and kept in f32. All completions have one length, so that a batch is without padding; each
 carries its own prompt, and the head computes the rows of completions alone.
 
-Needs torch, transformers and peft (tests/golden/requirements.txt names the versions).
+Needs torch, transformers and peft (tests/golden/requirements.txt names the versions); --liger needs liger-kernel, which
+puts its norms, rotations and gates in the place of those of transformers.
 """
 
 import argparse
@@ -25,7 +27,9 @@ import transformers
 def arguments():
     parser = argparse.ArgumentParser()
     parser.add_argument("model", type=Path)
-    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--liger", action="store_true", help="with the kernels of liger-kernel")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     for name, default in (("groups", 1), ("group-size", 8), ("prompt", 200), ("completion", 56), ("rank", 16)):
@@ -54,9 +58,12 @@ def main():
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     transformers.logging.set_verbosity_error()
-    base = transformers.AutoModelForCausalLM.from_pretrained(
+    loader = transformers.AutoModelForCausalLM
+    if options.liger:
+        from liger_kernel.transformers import AutoLigerKernelForCausalLM as loader
+    base = loader.from_pretrained(
         options.model, dtype=getattr(torch, options.dtype), attn_implementation="sdpa"
-    )
+    ).to(options.device)
     settings = peft.LoraConfig(
         task_type="CAUSAL_LM", r=options.rank, lora_alpha=options.rank, target_modules="all-linear"
     )
@@ -66,10 +73,10 @@ def main():
         base.enable_input_require_grads()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=1e-5, weight_decay=0.0, fused=True)
-    autocast = torch.autocast("cpu", torch.bfloat16) if options.autocast else contextlib.nullcontext()
+    autocast = torch.autocast(options.device, torch.bfloat16) if options.autocast else contextlib.nullcontext()
 
-    ids = sequences(options, model.config.vocab_size)
-    advantages = torch.tensor([1.0, -1.0]).repeat(options.group_size)[: options.group_size].repeat(options.groups)
+    ids = sequences(options, model.config.vocab_size).to(options.device)
+    advantages = torch.tensor([1.0, -1.0], device=options.device).repeat(options.group_size)[: options.group_size].repeat(options.groups)
 
     def logprobs(rows):
         with autocast:
@@ -94,11 +101,14 @@ def main():
         optimiser.zero_grad()
         return total, norm.item()
 
+    on_chip = options.device != "cpu"
     loss, norm = step()
     seconds = []
     for _ in range(options.rounds):
         start = time.perf_counter()
         step()
+        if on_chip:
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     record = {
         "name": f"torch {torch.__version__}, peft {peft.__version__}",
@@ -106,6 +116,8 @@ def main():
         "first_loss": loss,
         "first_norm": norm,
         "trained": sum(parameter.numel() for parameter in trained),
+        "peak_bytes": torch.cuda.max_memory_allocated() if on_chip else None,
+        "tokens_per_second": ids.numel() / statistics.median(seconds),
     }
     text = json.dumps(record, indent=2)
     print(text)
