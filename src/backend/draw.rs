@@ -6,7 +6,7 @@
 
 use super::{
     Backend, Landing,
-    philox::{MOST, gumbel, gumbels},
+    philox::{MOST, gumbel, gumbel_of, most, words},
 };
 use crate::{
     error::{Error, Result},
@@ -103,18 +103,24 @@ impl Draw<'_> {
     }
 
     /// The winner among tempered logits of the tokens from `first` on, a multiple of 4: the score and the token. Who
-    /// cannot reach `floor`, a score that somebody has, may be left out: noise is never above [`MOST`].
+    /// cannot reach `floor`, a score that somebody has, may be left out: four random words say how much their noise is
+    /// at most, so that few have to be turned into noise.
     pub fn best(&self, first: u32, tempered: &[f32], floor: f32) -> (f32, u32) {
         if self.is_greedy() {
             return largest((f32::NEG_INFINITY, first), (first..).zip(tempered.iter().copied()));
         }
         let mut best = (f32::NEG_INFINITY, first);
         for (quad, logits) in (first / 4..).zip(tempered.chunks(4)) {
-            let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max) + MOST;
-            if highest < floor || highest < best.0 {
+            let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let hopeless = |most: f32| highest + most < floor || highest + most < best.0;
+            if hopeless(MOST) {
                 continue;
             }
-            let noise = gumbels(self.seed, self.position, quad);
+            let words = words(self.seed, self.position, quad);
+            if hopeless(most(words)) {
+                continue;
+            }
+            let noise = words.map(gumbel_of);
             best =
                 largest(best, (4 * quad..).zip(logits.iter().zip(noise).map(|(logit, noise)| logit + noise)));
         }

@@ -21,21 +21,29 @@ pub fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     counter
 }
 
-/// Standard Gumbel noise for the four tokens from `4 * quad` on, at `position` of a sequence seeded with `seed`.
-pub fn gumbels(seed: u64, position: u32, quad: u32) -> [f32; 4] {
-    philox([quad, position, 0, 0], [seed as u32, (seed >> 32) as u32]).map(gumbel_of)
+/// The random words of the four tokens from `4 * quad` on, at `position` of a sequence seeded with `seed`.
+pub fn words(seed: u64, position: u32, quad: u32) -> [u32; 4] {
+    philox([quad, position, 0, 0], [seed as u32, (seed >> 32) as u32])
 }
 
-/// The same for one token.
+/// Standard Gumbel noise for one token.
 pub fn gumbel(seed: u64, position: u32, token: u32) -> f32 {
-    gumbels(seed, position, token / 4)[(token % 4) as usize]
+    gumbel_of(words(seed, position, token / 4)[(token % 4) as usize])
 }
 
 /// Noise is never above this.
 pub const MOST: f32 = 16.64;
 
-/// 24 bits of a word, centred; the sum would round up to 2²⁴ for the greatest, whose noise would be infinite.
-fn gumbel_of(word: u32) -> f32 {
+/// What the noise of these words is at most, without its logarithms: a uniform u whose word begins with n ones has
+/// 1 − u > 2⁻ⁿ⁻¹, and −ln(−ln u) <= −ln(1 − u). A little more, for what the logarithms round.
+pub fn most(words: [u32; 4]) -> f32 {
+    let ones = words.into_iter().fold(0, |ones, word| word.leading_ones().max(ones));
+    (ones + 1) as f32 * std::f32::consts::LN_2 + 1e-3
+}
+
+/// Standard Gumbel noise of a word: 24 of its bits, centred; the sum would round up to 2²⁴ for the greatest, whose noise
+/// would be infinite.
+pub fn gumbel_of(word: u32) -> f32 {
     let uniform = ((word >> 8) as f32 + 0.5).min(16_777_215.0) / (1 << 24) as f32;
     -(-uniform.ln()).ln()
 }
@@ -59,6 +67,22 @@ mod tests {
     fn noise_is_finite_for_every_word() {
         for word in [0, 1 << 8, 0x8000_0000, 0xffff_fe00, 0xffff_ff00, u32::MAX] {
             assert!(gumbel_of(word).abs() < MOST, "{word:#x}: {}", gumbel_of(word));
+        }
+    }
+
+    #[test]
+    fn noise_is_never_above_what_its_word_says() {
+        for ones in 0..=32u32 {
+            let least = u32::MAX.checked_shl(32 - ones).unwrap_or(0); // the first word that begins so
+            for word in [least, least | (u32::MAX.checked_shr(ones + 1).unwrap_or(0))] {
+                let (noise, most) = (gumbel_of(word), most([0, word, 0, 0]));
+                assert!(noise <= most, "{word:#x}: {noise} above {most}");
+            }
+        }
+        for token in 0..100_000 {
+            let words = words(11, 5, token);
+            let greatest = words.map(gumbel_of).into_iter().fold(f32::NEG_INFINITY, f32::max);
+            assert!(greatest <= most(words), "{words:?}");
         }
     }
 
