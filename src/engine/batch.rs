@@ -351,8 +351,12 @@ impl<'m> Engine<'m> {
             }
             served = sequence.shared.generation();
             if sequence.computed + tokens.len() == sequence.length() {
-                let free = self.seats.len().saturating_sub(sequence.lanes.len());
-                let seats = sequence.seat.map_or_else(|| self.seats.split_off(free), |seat| vec![seat]);
+                let left = self.seats.len().checked_sub(sequence.lanes.len());
+                let seats = match (sequence.seat, left) {
+                    (Some(seat), _) => vec![seat],
+                    (None, Some(left)) => self.seats.split_off(left),
+                    (None, None) => return Err(Error::internal("seats", "fewer than lanes in the batch")),
+                };
                 ends.push(End { at, row: row - 1, seats });
             }
             runs.push(Run {

@@ -1,7 +1,7 @@
 // A stand-in for NVIDIA's driver library, over the emulated device: what `Cuda` calls, under the names and with the
 // refusals of the real one. It is stricter where that one is silent: a call without a current context, a copy outside
 // of an allocation, a launch with more shared memory than was asked for, all are refused. Bytes are uploaded as late as
-// may be: when something needs them, or waits.
+// may be: when something needs them, or waits; and downloaded ones arrive, as they were, when somebody waits for them.
 //
 // STAND_IN in the environment makes it another machine, in words between spaces: `version=12040`, `devices=0`,
 // `capability=75`, `memory=BYTES`, and `fail=NAME:N:CODE`, by which the N-th call of a function returns an error. As on
@@ -72,7 +72,14 @@ struct Launch {  // or a copy, without a function
     size_t bytes = 0;
 };
 using Graph = std::vector<Launch>;
-using Time = std::chrono::steady_clock::time_point;
+struct Download {
+    void* to;
+    std::string bytes;
+};
+struct Event {
+    std::chrono::steady_clock::time_point time;
+    size_t downloads = 0;  // before it, of all that there were
+};
 
 struct Driver {
     Machine* machine = nullptr;
@@ -85,6 +92,8 @@ struct Driver {
     int others = 0;  // streams, events, pinned memory, modules, graphs that are not given back yet
     Graph* capturing = nullptr;
     Graph uploads;  // that are still to be done
+    std::vector<Download> downloads;  // that have not arrived
+    size_t arrived = 0;
 } driver;
 thread_local bool current = false;
 
@@ -126,6 +135,16 @@ int catch_up() {
     Graph uploads;
     uploads.swap(driver.uploads);
     for (const Launch& upload : uploads) run(upload);
+    return SUCCESS;
+}
+
+// Lets so many of all downloads arrive.
+int arrive(size_t until) {
+    if (driver.sticky) return driver.sticky;
+    const size_t count = until > driver.arrived ? until - driver.arrived : 0;
+    for (size_t i = 0; i < count; i++) memcpy(driver.downloads[i].to, driver.downloads[i].bytes.data(), driver.downloads[i].bytes.size());
+    driver.downloads.erase(driver.downloads.begin(), driver.downloads.begin() + long(count));
+    driver.arrived += count;
     return SUCCESS;
 }
 
@@ -207,26 +226,30 @@ int cuStreamCreate(void** stream, unsigned flags) {
 int cuStreamDestroy_v2(void*) { return driver.others--, SUCCESS; }
 int cuStreamSynchronize(void*) {
     CALL_IN_CONTEXT;
-    return driver.capturing ? CAPTURE_UNSUPPORTED : catch_up();
+    if (driver.capturing) return CAPTURE_UNSUPPORTED;
+    catch_up();
+    return arrive(driver.arrived + driver.downloads.size());
 }
 int cuEventCreate(void** event, unsigned) {
     CALL_IN_CONTEXT;
     driver.others++;
-    return *event = new Time, SUCCESS;
+    return *event = new Event, SUCCESS;
 }
-int cuEventDestroy_v2(void* event) { return delete static_cast<Time*>(event), driver.others--, SUCCESS; }
+int cuEventDestroy_v2(void* event) { return delete static_cast<Event*>(event), driver.others--, SUCCESS; }
 int cuEventRecord(void* event, void*) {
     CALL_IN_CONTEXT;
-    return *static_cast<Time*>(event) = std::chrono::steady_clock::now(), SUCCESS;
+    *static_cast<Event*>(event) = {std::chrono::steady_clock::now(), driver.arrived + driver.downloads.size()};
+    return SUCCESS;
 }
 int cuEventElapsedTime_v2(float* milliseconds, void* start, void* end) {
     CALL_IN_CONTEXT;
-    const std::chrono::duration<float, std::milli> passed = *static_cast<Time*>(end) - *static_cast<Time*>(start);
+    const std::chrono::duration<float, std::milli> passed = static_cast<Event*>(end)->time - static_cast<Event*>(start)->time;
     return *milliseconds = passed.count(), SUCCESS;
 }
-int cuEventSynchronize(void*) {
+int cuEventSynchronize(void* event) {
     CALL_IN_CONTEXT;
-    return catch_up();
+    catch_up();
+    return arrive(static_cast<Event*>(event)->downloads);
 }
 
 int cuMemHostAlloc(void** memory, size_t bytes, unsigned) {
@@ -267,7 +290,7 @@ int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void*) {
     catch_up();
     const char* source = emu_host(driver.machine, from, bytes);
     if (!source) return INVALID_VALUE;
-    return memcpy(to, source, bytes), SUCCESS;
+    return driver.downloads.push_back({to, std::string(source, bytes)}), SUCCESS;
 }
 
 int cuModuleLoadData(void** module, const void* image) {

@@ -69,6 +69,34 @@ fn bytes_arrive_whatever_their_number() {
 
 #[test]
 #[ignore = "main.rs starts it with a driver"]
+fn what_is_fetched_lands_as_it_was() {
+    let device = open();
+    let (short, long) = (upload(&device, &[1; 16]), upload(&device, &vec![7; 100_001]));
+    let land = |landing, count: usize| {
+        let mut bytes = vec![0; count];
+        device.land(landing, &mut bytes).unwrap();
+        bytes
+    };
+    let first = device.fetch(short, 16).unwrap();
+    drop(device.fetch(short, 16).unwrap());
+    device.upload(short, &[2; 16]).unwrap();
+    let (second, third) = (device.fetch(short, 16).unwrap(), device.fetch(long, 100_001).unwrap());
+    device.upload(short, &[3; 16]).unwrap();
+    assert_eq!(land(second, 16), [2; 16], "the later one first");
+    assert_eq!(land(first, 16), [1; 16]);
+    assert_eq!(download(&device, short, 16), [3; 16]);
+    assert!(land(third, 100_001) == vec![7; 100_001]);
+    // Landing places are used again.
+    for value in 0..20 {
+        device.upload(short, &[value; 16]).unwrap();
+        assert_eq!(land(device.fetch(short, 16).unwrap(), 16), [value; 16]);
+    }
+    let refused = device.capture(&mut || device.fetch(short, 16).map(drop));
+    assert!(refused.unwrap_err().to_string().contains("being captured"));
+}
+
+#[test]
+#[ignore = "main.rs starts it with a driver"]
 fn a_graph_runs_again_in_memory_that_nobody_else_uses() {
     let device = open();
     let (x, y) = (upload(&device, &[1; 16]), upload(&device, &[0; 16]));

@@ -141,6 +141,11 @@ fn bytes_arrive_whatever_their_number() {
 }
 
 #[test]
+fn what_is_fetched_lands_as_it_was() {
+    inside("what_is_fetched_lands_as_it_was", "");
+}
+
+#[test]
 fn a_graph_runs_again_in_memory_that_nobody_else_uses() {
     inside("a_graph_runs_again_in_memory_that_nobody_else_uses", "");
 }
