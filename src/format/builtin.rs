@@ -22,13 +22,13 @@ macro_rules! files {
 const MODELS: [(&str, &[File]); 2] = [
     (
         "tiny-captioner",
-        files!("tiny-captioner": "config.json", "generation_config.json", "model.safetensors",
+        files!("tiny-captioner": "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors",
             "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"),
     ),
     (
         "tiny-reasoner",
-        files!("tiny-reasoner": "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
-            "tokenizer_config.json"),
+        files!("tiny-reasoner": "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors",
+            "tokenizer.json", "tokenizer_config.json"),
     ),
 ];
 

@@ -49,7 +49,7 @@ def captioner(program, folder):
     model = AutoModelForImageTextToText.from_pretrained(ASSETS / "tiny-captioner", dtype=torch.float32).eval()
     words = f"describe the image for the question : {QUESTION}"
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": words}]}]
-    text = processor.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
     inputs = processor(text=[text], images=[picture], return_tensors="pt")
     answer = processor.tokenizer(f"{CAPTION} <|im_end|>")["input_ids"]
     prompt = inputs["input_ids"][0].tolist()
