@@ -20,8 +20,10 @@ use pellucid::rl::frozen::Frozen;
 use pellucid::rl::metrics::{metrics, samples};
 use pellucid::rl::protocol::Exchange;
 use pellucid::rl::run::{Run, Step};
+use pellucid::rl::source::Source;
 use pellucid::rl::stage::{Group, Member, Scene, Spoken, Trial};
-use pellucid::task::verify::Verdict;
+use pellucid::task::data::Layout;
+use pellucid::task::verify::{Policy, Verdict};
 use pellucid::task::world::Example;
 use pellucid::train::{Checkpoint, Lora, Sample, Trainer};
 use serde_json::{Map, Value, json};
@@ -130,6 +132,17 @@ fn a_problem_that_cannot_be_shown_costs_the_others_nothing() {
     };
     assert_eq!(captions(&whole, 0), captions(&told, 0));
     assert_eq!(captions(&whole, 2), captions(&told, 1));
+    // An evaluation says how many it had to leave out.
+    let config = config(folder.path(), &[]);
+    let cast = Cast::open(&config, &backend()).unwrap();
+    let (mut run, _) = Run::begin(&cast, &config, &cast.memory(&config, FREE).unwrap(), None).unwrap();
+    let told = folder.path().join("told.jsonl");
+    let told = Source::held_out(&told, &Layout::default(), &Policy::default(), None).unwrap().0;
+    let measured = run.evaluate(&told, 0.0, 0, |_| {}).unwrap();
+    assert_eq!((measured.metrics.items, measured.metrics.unshown, measured.metrics.unanswered), (2, 2, 0));
+    assert!(
+        measured.to_string().contains("2 problems are left out: their pictures or words cannot be shown")
+    );
     // Where nothing can be played the data is not to blame.
     let broken = |_, line: &mut Value| std::fs::write(line["image"].as_str().unwrap(), "none").unwrap();
     assert!(step(&write("none", &broken)).is_err());
