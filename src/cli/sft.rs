@@ -89,6 +89,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
         folder.log(&line)?;
         progress.reach(step, format!("loss {:.4}", stats.loss));
         if step % config.run.save_every == 0 || step == config.run.steps {
+            folder.settle()?;
             pupil.save(&config.run, step, &serde_json::to_value(&place)?)?;
         }
         last = Some(line);
