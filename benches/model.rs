@@ -5,7 +5,9 @@
 //!
 //! What is measured, here and in `benches/peers/` alike: decode is one forward pass of one new token for each of B
 //! sequences with 512 tokens of context, logits, and the greedy pick (here with its log-prob); prefill is a pass over 512
-//! tokens and the pick after the last. Medians after warm-up, of every single step or pass.
+//! tokens and the pick after the last. Medians after warm-up, of every single step or pass. The read bandwidth that a
+//! decode has a share of is measured before each of its rounds, too: what the neighbours of a machine leave of it changes
+//! from second to second.
 
 mod support;
 
@@ -26,9 +28,9 @@ fn main() -> Result<()> {
     let Some(folder) = arguments.folder("model") else { return Ok(()) };
     let threads = arguments.number("--threads", std::thread::available_parallelism().map_or(1, |n| n.get()));
     let rounds = arguments.number("--rounds", 3);
-    let cpu = Cpu::new(Some(threads))?;
+    let cpu = Arc::new(Cpu::new(Some(threads))?);
     let bandwidth = cpu.ceilings(5)?.read;
-    let model = Model::load(&folder, Arc::new(cpu), None)?;
+    let model = Model::load(&folder, cpu.clone(), None)?;
     let cost = Cost::of(&model);
     println!("{} on {}", folder.display(), model.backend.describe());
     println!(
@@ -39,16 +41,20 @@ fn main() -> Result<()> {
 
     let mut record = json!({ "threads": threads, "bandwidth": bandwidth, "weight_bytes": cost.bytes });
     for batch in [1, 8] {
-        let seconds = timing::median(decode(&model, batch, rounds)?);
+        let rounds = decode(&model, &cpu, batch, rounds)?;
+        let share = |round: &Round| cost.bytes / timing::median(round.seconds.clone()) / round.bandwidth;
+        let share = timing::median(rounds.iter().map(share).collect());
+        let seconds = timing::median(rounds.into_iter().flat_map(|round| round.seconds).collect());
         let streamed = cost.bytes / seconds;
         println!(
             "decode B={batch}: {:8.2} tokens/s, {:7.2} ms a step, {:5.1} GB/s of weights, {:.0} % of the read bandwidth",
             batch as f64 / seconds,
             seconds * 1e3,
             streamed / 1e9,
-            100.0 * streamed / bandwidth
+            100.0 * share
         );
         record[format!("decode{batch}")] = json!(batch as f64 / seconds);
+        record[format!("read_share{batch}")] = json!(share);
     }
     let seconds = timing::median(prefill(&model, rounds)?);
     println!(
@@ -90,8 +96,14 @@ fn prompt(model: &Model, sequence: usize) -> Vec<u32> {
     (0..CONTEXT).map(|at| ((at * 7919 + sequence * 104_729 + 11) % vocab) as u32).collect()
 }
 
-/// Seconds of every decode step of `batch` sequences.
-fn decode(model: &Model, batch: usize, rounds: usize) -> Result<Vec<f64>> {
+/// Some decode steps, and the read bandwidth just before them.
+struct Round {
+    bandwidth: f64,
+    seconds: Vec<f64>,
+}
+
+/// Decode steps of `batch` sequences.
+fn decode(model: &Model, cpu: &Cpu, batch: usize, rounds: usize) -> Result<Vec<Round>> {
     let backend = &*model.backend;
     let per_sequence = pages_for(CONTEXT + STEPS + WARM_UP);
     let mut cache = model.cache(batch * per_sequence)?;
@@ -106,8 +118,9 @@ fn decode(model: &Model, batch: usize, rounds: usize) -> Result<Vec<f64>> {
         let prompt = prompt(model, sequence);
         model.decoder.forward(backend, &[run(&prompt, 0, &positions, table)], &[], &mut cache, &mut work)?;
     }
-    let mut seconds = Vec::new();
+    let mut all = Vec::new();
     for _ in 0..rounds {
+        let mut round = Round { bandwidth: cpu.ceilings(3)?.read, seconds: Vec::new() };
         let mut tokens: Vec<u32> = (0..batch as u32).collect();
         for step in 0..WARM_UP + STEPS {
             let (picked, took) = timing::timed(|| {
@@ -121,11 +134,12 @@ fn decode(model: &Model, batch: usize, rounds: usize) -> Result<Vec<f64>> {
             });
             tokens = picked?;
             if step >= WARM_UP {
-                seconds.push(took);
+                round.seconds.push(took);
             }
         }
+        all.push(round);
     }
-    Ok(seconds)
+    Ok(all)
 }
 
 /// Seconds of every prefill.

@@ -4,9 +4,12 @@
     python benches/peers/race.py /tmp/half --gguf /tmp/half.gguf --threads 4 --turns 3 \\
         --torch-python VENV/bin/python --llama-python VENV/bin/python [--candle CANDLE-PEER]
 
-Every turn runs each side once, in a process of its own; each side measures itself as benches/model.rs describes.
+Every turn runs each side once, in a process of its own; each side measures itself as benches/model.rs describes. One
+side after the other, or with `--slice 2 --rounds 12` all of them alternately, two seconds each, so that what else the
+machine and its neighbours do meets all alike: a side that has to wait is stopped, and the few passes that a stop cuts
+in two do not move a median.
 Printed and kept (benches/history/) are medians over the turns, the read bandwidth, which the Pellucid side
-measures in each turn, included. The pythons are those that torch_model.py and llama_model.py say they need; a side whose program is
+measures in each turn, included, and beside every round of its decoding, which its share of the bandwidth is of. The pythons are those that torch_model.py and llama_model.py say they need; a side whose program is
 not given does not run. The ratio is Pellucid's speed over the best peer's: above 1 Pellucid is faster.
 """
 
@@ -14,6 +17,7 @@ import argparse
 import datetime
 import json
 import os
+import signal
 import statistics
 import subprocess
 import tempfile
@@ -48,17 +52,54 @@ def sides(options):
     return found
 
 
+class Side:
+    """One side at work, in a group of processes of its own."""
+
+    def __init__(self, command, options):
+        threads = {"OMP_NUM_THREADS": str(options.threads), "RAYON_NUM_THREADS": str(options.threads)}
+        self.folder = tempfile.TemporaryDirectory()
+        self.record, self.log = Path(self.folder.name) / "record.json", Path(self.folder.name) / "log.txt"
+        extra = ["--threads", options.threads, "--rounds", options.rounds, "--json", self.record]
+        self.command = [str(part) for part in (*command, *extra)]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                self.command, env=os.environ | threads, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def send(self, number):
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, number)
+
+    def result(self):
+        """Its own record, once it is done."""
+        if self.process.wait() != 0:
+            raise SystemExit(f"{' '.join(self.command)}\n{self.log.read_text()}")
+        return json.loads(self.record.read_text())
+
+
 def measure(command, options):
     """One side's own record."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "RAYON_NUM_THREADS": str(options.threads)}
-    with tempfile.TemporaryDirectory() as folder:
-        record = Path(folder) / "record.json"
-        extra = ["--threads", options.threads, "--rounds", options.rounds, "--json", record]
-        command = [str(part) for part in (*command, *extra)]
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        if done.returncode != 0:
-            raise SystemExit(f"{' '.join(command)}\n{done.stdout}")
-        return json.loads(record.read_text())
+    return Side(command, options).result()
+
+
+def alternate(programs, options):
+    """All sides' records; one at a time runs, for a slice."""
+    started = {}
+    try:
+        for side, command in programs.items():
+            started[side] = Side(command, options)
+            started[side].send(signal.SIGSTOP)
+        while running := [side for side in started.values() if side.process.poll() is None]:
+            for side in running:
+                side.send(signal.SIGCONT)
+                try:
+                    side.process.wait(options.slice)
+                except subprocess.TimeoutExpired:
+                    side.send(signal.SIGSTOP)
+        return {name: side.result() for name, side in started.items()}
+    finally:
+        for side in started.values():
+            side.send(signal.SIGKILL)
 
 
 def output(*command):
@@ -81,6 +122,7 @@ def main():
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2, help="rounds within a turn")
+    parser.add_argument("--slice", type=float, help="let the sides alternate by so many seconds")
     parser.add_argument("--torch-python")
     parser.add_argument("--llama-python")
     parser.add_argument("--candle", help="the program built in benches/peers/candle")
@@ -92,9 +134,10 @@ def main():
     records = {side: [] for side in programs}
     load = []
     for turn in range(options.turns):
+        together = alternate(programs, options) if options.slice else {}
         for side, command in programs.items():
             load.append(os.getloadavg()[0])
-            records[side].append(measure(command, options))
+            records[side].append(together.get(side) or measure(command, options))
             print(f"turn {turn + 1}: {side}: " + speeds(records[side][-1]), flush=True)
 
     table = {
@@ -105,10 +148,11 @@ def main():
     weights = records["pellucid"][0]["weight_bytes"]
     peers = [side for side in table if side != "pellucid"]
     print(f"\n{cpu_name()}, {options.threads} threads, read bandwidth {bandwidth / 1e9:.1f} GB/s; tokens/s, medians")
-    print(f"{'':18}" + "".join(f"{name:>12}" for name in MEASURES) + "   bandwidth used by decode1")
+    print(f"{'':18}" + "".join(f"{name:>12}" for name in MEASURES))
     for side, speed in table.items():
-        share = speed["decode1"] * weights / bandwidth
-        print(f"{side:18}" + "".join(f"{speed[name]:12.1f}" for name in MEASURES) + f"   {share:.0%}")
+        print(f"{side:18}" + "".join(f"{speed[name]:12.1f}" for name in MEASURES))
+    share = statistics.median(record["read_share1"] for record in records["pellucid"])
+    print(f"decode of one sequence reads weights at {share:.0%} of the bandwidth measured beside it")
     ratios = {}
     if peers:
         ratios = {name: table["pellucid"][name] / max(table[peer][name] for peer in peers) for name in MEASURES}
@@ -124,6 +168,8 @@ def main():
         "load_before_each_side": load,
         "bandwidth": bandwidth,
         "weight_bytes": weights,
+        "slice": options.slice,
+        "read_share1": share,
         "tokens_per_second": table,
         "over_best_peer": ratios,
         "turns": records,
