@@ -8,9 +8,11 @@ Every turn runs each side once, in a process of its own; each side measures itse
 side after the other, or with `--slice 2 --rounds 12` all of them alternately, two seconds each, so that what else the
 machine and its neighbours do meets all alike: a side that has to wait is stopped, and the few passes that a stop cuts
 in two do not move a median.
-Printed and kept (benches/history/) are medians over the turns, the read bandwidth, which the Pellucid side
-measures in each turn, included, and beside every round of its decoding, which its share of the bandwidth is of. The pythons are those that torch_model.py and llama_model.py say they need; a side whose program is
-not given does not run. The ratio is Pellucid's speed over the best peer's: above 1 Pellucid is faster.
+
+Printed and kept (benches/history/) are medians over the turns. The read bandwidth is measured by the Pellucid side, once
+per turn, and before every round of its decoding, whose share of it is kept, too. The pythons are those that
+torch_model.py and llama_model.py say they need; a side whose program is not given does not run. The ratio is Pellucid's
+speed over the best peer's: above 1 Pellucid is faster.
 """
 
 import argparse
