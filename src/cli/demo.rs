@@ -118,7 +118,8 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     config.run.save_every = config.run.steps;
     let mut folder = Folder::find(&config, None, global)?;
     let backend = global.device.open(global.threads)?;
-    let cast = Cast::open(&config, &backend)?;
+    let mut cast = Cast::open(&config, &backend)?;
+    cast.notice = global.notice();
     let memory = cast.memory(&config, free_memory(&*backend)?)?;
     if !global.quiet {
         eprintln!("{}", run_lines(&memory).join("\n"));

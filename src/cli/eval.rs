@@ -89,7 +89,8 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
         Source::held_out(&data, &config.layout()?, &Policy::default(), config.data.eval_limit)?;
     faults::say("data.eval", &faults, Some(&*out).filter(|_| !settings.dry_run), global);
     let backend = global.device.open(global.threads)?;
-    let cast = Cast::open(&config, &backend)?;
+    let mut cast = Cast::open(&config, &backend)?;
+    cast.notice = global.notice();
     let memory = cast.memory(&config, free_memory(&*backend)?)?;
     let (mut run, _) = Run::begin(&cast, &config, &memory, None)?;
 

@@ -96,6 +96,11 @@ impl Global {
         self.given_seed.unwrap_or(0)
     }
 
+    /// Tells a person who waits what is going on.
+    pub(crate) fn notice(&self) -> fn(&str) {
+        if self.quiet { |_| {} } else { |line| eprintln!("{line}") }
+    }
+
     /// Changes to a configuration: a seed on the command line goes before those that name keys.
     pub(crate) fn changes(&self, changes: &[String]) -> Vec<String> {
         let seed = self.given_seed.map(|seed| format!("seed={seed}"));

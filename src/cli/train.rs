@@ -38,7 +38,8 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     let mut folder = Folder::find(&config, resume.as_deref(), global)?;
     let (held_out, unmeasured) = held_out(&config)?;
     let backend = global.device.open(global.threads)?;
-    let cast = Cast::open(&config, &backend)?;
+    let mut cast = Cast::open(&config, &backend)?;
+    cast.notice = global.notice();
     let memory = cast.memory(&config, free_memory(&*backend)?)?;
     if !global.quiet {
         eprintln!("{}", run_lines(&memory).join("\n"));

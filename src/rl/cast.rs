@@ -5,7 +5,7 @@ use super::config::Config;
 use super::episode::Rules;
 use super::parts::{BASE, Kind, Prompts, ReasonerConfig};
 use super::protocol::DENSE;
-use super::remote::Remote;
+use super::remote::{Notice, Remote};
 use super::stage::{Reasoner, Stage};
 use crate::backend::Backend;
 use crate::engine::{Limits, Sampling};
@@ -28,6 +28,8 @@ pub struct Cast {
     pub reasoner: Option<Player>,
     /// Who replies to requests, where that is another model than the policy's own.
     pub clarifier: Option<Player>,
+    /// Hears what a person who waits should know, such as that a server is away; nobody at first.
+    pub notice: Notice,
 }
 
 impl Cast {
@@ -50,6 +52,7 @@ impl Cast {
                 name if other(name) => Some(open(name, images)?),
                 _ => None,
             },
+            notice: |_| {},
         })
     }
 
@@ -119,7 +122,7 @@ impl Cast {
         let clarifying = drawn(config.reference.max_tokens, config.reference.temperature, 1.0);
         let mut policy = actor(&self.policy, "captioner", captioning(config))?;
         let reasoner = match config.reasoner.remote()? {
-            Some(settings) => Reasoner::Remote(Box::new(Remote::new(settings)?)),
+            Some(settings) => Reasoner::Remote(Box::new(Remote::new(settings, self.notice)?)),
             None => {
                 let (player, sampling) = self.answering(config)?;
                 player.fits("reasoner", sampling.max_tokens, 1)?;

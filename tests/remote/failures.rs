@@ -1,6 +1,7 @@
 //! What servers do wrong: each failure is told from the others, counted, and tried again where that may help.
 
 use super::*;
+use std::sync::Mutex;
 
 #[test]
 fn a_server_that_asks_for_time_gets_it() {
@@ -67,9 +68,11 @@ fn failures_that_pass_are_tried_again_and_others_are_not() {
 
 #[test]
 fn a_server_that_is_down_for_a_while_costs_nothing_but_the_while() {
+    static HEARD: Mutex<Vec<String>> = Mutex::new(Vec::new());
     let mut server = Server::start(echo);
     let address = server.address.to_string();
-    let mut remote = remote(RemoteSettings { retries: 0, ..settings(server.url()) });
+    let settings = RemoteSettings { retries: 0, ..settings(server.url()) };
+    let mut remote = Remote::new(settings, |line| HEARD.lock().unwrap().push(line.to_owned())).unwrap();
     assert_eq!(asked(&mut remote, "before"), said("you said before"));
     server.stop();
     for key in 0..10 {
@@ -86,6 +89,10 @@ fn a_server_that_is_down_for_a_while_costs_nothing_but_the_while() {
     assert_eq!(again.requests().len(), 10);
     let counters = remote.counters();
     assert_eq!((counters.questions, counters.replies, counters.retries), (11, 11, 0));
+    // Whoever watches was told when it went, once, and when it came back.
+    let heard = HEARD.lock().unwrap();
+    assert!(heard[0].contains("is away") && heard[0].contains(&address), "{heard:?}");
+    assert!(heard[1].contains("is back") && heard.len() == 2, "{heard:?}");
 }
 
 #[test]
@@ -117,7 +124,7 @@ fn a_server_that_stays_down_ends_the_run_by_name() {
     );
     // Also where a model has to be asked for first.
     let nameless = RemoteSettings { model: None, patience, ..settings(server.url()) };
-    let error = Remote::new(nameless).unwrap_err().to_string();
+    let error = Remote::new(nameless, |_| {}).unwrap_err().to_string();
     assert!(error.contains(&server.url()), "{error}");
 }
 

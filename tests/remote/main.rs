@@ -41,7 +41,7 @@ fn told(words: &str) -> Vec<Message> {
 }
 
 fn remote(settings: RemoteSettings) -> Remote {
-    Remote::new(settings).unwrap()
+    Remote::new(settings, |_| {}).unwrap()
 }
 
 /// Asks one thing and waits.
@@ -296,7 +296,7 @@ fn a_key_is_sent_and_goes_nowhere_else() {
     }
     let missing =
         RemoteSettings { api_key_env: Some("PELLUCID_NO_SUCH_KEY".into()), ..self::settings(server.url()) };
-    let error = Remote::new(missing).unwrap_err().to_string();
+    let error = Remote::new(missing, |_| {}).unwrap_err().to_string();
     assert!(error.contains("PELLUCID_NO_SUCH_KEY"), "{error}");
 }
 
@@ -307,7 +307,7 @@ fn certificates_are_read_before_anything_is_asked() {
     let opened = || {
         let certificates = Some(path.clone());
         let settings = RemoteSettings { certificates, ..settings("https://localhost".into()) };
-        Remote::new(settings).map(drop).map_err(|error| error.to_string())
+        Remote::new(settings, |_| {}).map(drop).map_err(|error| error.to_string())
     };
     assert!(opened().unwrap_err().contains("cannot be read"));
     std::fs::write(&path, "certainly").unwrap();
@@ -323,7 +323,7 @@ fn the_only_model_is_found_and_several_are_asked_about() {
     let models = |body: &'static str| {
         let server = Server::start(move |_| with_status(200, "", body.as_bytes()));
         let nameless = RemoteSettings { model: None, retries: 0, ..settings(server.url()) };
-        (Remote::new(nameless).map(|remote| remote.model().to_owned()), server)
+        (Remote::new(nameless, |_| {}).map(|remote| remote.model().to_owned()), server)
     };
     let (model, server) = models(r#"{"object": "list", "data": [{"id": "only", "object": "model"}]}"#);
     assert_eq!(model.unwrap(), "only");

@@ -83,6 +83,9 @@ pub struct RemoteCounters {
     pub garbage: u64,
 }
 
+/// Who hears what a person who waits should know.
+pub type Notice = fn(&str);
+
 /// What became of a question.
 pub type Answered = (u64, Result<Said, Trouble>);
 
@@ -103,10 +106,10 @@ pub struct Remote {
 
 impl Remote {
     /// Gets ready to ask. Only a server whose model is not said is asked something already.
-    pub fn new(settings: RemoteSettings) -> Result<Self> {
+    pub fn new(settings: RemoteSettings, notice: Notice) -> Result<Self> {
         let cache = settings.cache.as_deref().map(Cache::open).transpose()?;
         let (concurrency, said) = (settings.concurrency.max(1), settings.model.clone());
-        let shared = Arc::new(Shared::new(settings)?);
+        let shared = Arc::new(Shared::new(settings, notice)?);
         let torn = cache.as_ref().map_or(0, |cache| cache.torn as u64);
         shared.count(|counters| counters.cache_torn = torn);
         let model = match said {

@@ -4,7 +4,7 @@ use super::body::{Name, Question};
 use super::reply::Reply;
 use super::server::{Failure, Server};
 use super::settings::RemoteSettings;
-use super::{RemoteCounters, Trouble};
+use super::{Notice, RemoteCounters, Trouble};
 use crate::error::{Error, Result};
 use std::collections::VecDeque;
 use std::sync::mpsc::Sender;
@@ -34,6 +34,8 @@ pub(super) struct Shared {
     work: Condvar,
     /// The end has come.
     end: Condvar,
+    /// Hears that the server is down, and that it is back.
+    notice: Notice,
 }
 
 #[derive(Debug, Default)]
@@ -41,13 +43,28 @@ struct State {
     questions: VecDeque<Question>,
     counters: RemoteCounters,
     ended: bool,
+    /// The server was not there when it was asked last.
+    away: bool,
 }
 
 impl Shared {
-    pub(super) fn new(settings: RemoteSettings) -> Result<Self> {
+    pub(super) fn new(settings: RemoteSettings, notice: Notice) -> Result<Self> {
         let server = Server::new(&settings)?;
         let state = Mutex::default();
-        Ok(Shared { server, settings, state, work: Condvar::new(), end: Condvar::new() })
+        Ok(Shared { server, settings, state, work: Condvar::new(), end: Condvar::new(), notice })
+    }
+
+    /// Says so once when the server goes away, and once when it is back.
+    fn is_away(&self, why: Option<&str>) {
+        let before = std::mem::replace(&mut self.lock().away, why.is_some());
+        let (url, patience) = (&self.settings.url, self.settings.patience.as_secs());
+        match why {
+            Some(why) if !before => {
+                (self.notice)(&format!("the reasoner at {url} is away ({why}); waiting up to {patience} s"));
+            }
+            None if before => (self.notice)(&format!("the reasoner at {url} is back")),
+            _ => {}
+        }
     }
 
     pub(super) fn push(&self, question: Question) {
@@ -98,7 +115,10 @@ impl Shared {
         loop {
             self.count(|counters| counters.requests += 1);
             let (asked, trouble) = match attempt(&self.server) {
-                Ok(got) => return Some(End::Replied(got)),
+                Ok(got) => {
+                    self.is_away(None);
+                    return Some(End::Replied(got));
+                }
                 Err(Failure::Final(trouble)) => return Some(End::Trouble(trouble)),
                 Err(Failure::Hopeless(what)) => return Some(End::Down(what)),
                 Err(Failure::Passing(trouble)) if failures == retries => return Some(End::Trouble(trouble)),
@@ -113,7 +133,10 @@ impl Shared {
                     continue;
                 }
                 Err(Failure::Busy(trouble, asked)) => (asked, End::Trouble(trouble)),
-                Err(Failure::Away(what)) => (None, End::Down(what)),
+                Err(Failure::Away(what)) => {
+                    self.is_away(Some(&what));
+                    (None, End::Down(what))
+                }
             };
             let waited = since.get_or_insert_with(Instant::now).elapsed();
             if waited >= patience {
