@@ -139,8 +139,12 @@ fn what_has_no_reply_has_no_reward() {
     };
     let server = Server::start(fussy);
     finished(train(&server.url(), &out, &["reasoner.server.retries=0"]));
-    let samples = lines(&out.join("samples.jsonl"));
+    let (why, samples): (Vec<_>, Vec<_>) =
+        lines(&out.join("samples.jsonl")).into_iter().partition(|line| line.contains_key("left_out"));
     assert_eq!(samples.len(), STEPS * CAPTIONS);
+    let said =
+        |why: &Map<String, Value>| why["left_out"].as_str().unwrap().contains("no answer to a caption");
+    assert!(!why.is_empty() && why.iter().all(said), "{why:?}");
     let (dropped, graded): (Vec<_>, Vec<_>) =
         samples.iter().partition(|sample| sample["trials"][0].is_null());
     assert!(!dropped.is_empty() && !graded.is_empty());
@@ -156,6 +160,26 @@ fn what_has_no_reply_has_no_reward() {
         count("server/questions"),
         count("server/replies") + count("server/refused") + count("server/garbage")
     );
+}
+
+#[test]
+fn of_nothing_there_are_no_rates() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let server = Server::start(|_| with_status(200, "", b"<html>"));
+    finished(train(&server.url(), &out, &["reasoner.server.retries=0", "run.steps=2"]));
+    let metrics = lines(&out.join("metrics.jsonl"));
+    assert_eq!(metrics.len(), 2);
+    for line in &metrics {
+        assert_eq!((&line["episodes"], &line["groups/dropped_members"]), (&0.into(), &CAPTIONS.into()));
+        for name in ["reward", "reward_std", "accuracy", "single_pass", "frac_reward_zero_std"] {
+            assert!(line[name].is_null(), "{name} is {}", line[name]);
+        }
+        let alarms = pellucid::rl::alarms::of_training(std::slice::from_ref(line));
+        assert!(alarms.iter().any(|alarm| alarm.name == "answers lost"), "{alarms:?}");
+    }
+    let total = |line: &Map<String, Value>| line["num_tokens"].as_u64().unwrap();
+    assert!(total(&metrics[1]) > total(&metrics[0]) + metrics[1]["completions/tokens"].as_u64().unwrap());
 }
 
 #[test]

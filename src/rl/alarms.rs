@@ -68,6 +68,15 @@ pub fn of_training(steps: &[Map<String, Value>]) -> Vec<Alarm> {
         let what = format!("{truncated} answers of {episodes} are cut off");
         raise("answers cut off", what, "raise reasoner.max_tokens rather than train on it");
     }
+    let lost = number(last, "groups/dropped_members").unwrap_or(0.0);
+    if lost > 0.05 * (lost + episodes) {
+        let what = format!("{lost} captions were not answered, {episodes} were");
+        raise("answers lost", what, "samples.jsonl says why: look at the server");
+    }
+    if let Some(share) = above("leak_unclear", 0.5) {
+        let what = format!("the captioner could not say of {} of captions whether they leak", percent(share));
+        raise("leaks not judged", what, "they count as none: set episode.leaks = \"rule\"");
+    }
     let invalid = count("invalid_gold");
     if invalid > 0.0 {
         let what = format!("{invalid} answers cannot be graded: their golds cannot be read");

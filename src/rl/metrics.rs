@@ -38,7 +38,7 @@ fn rewards(step: &Step, put: &mut dyn FnMut(&str, Value)) {
     let spreads: Vec<f64> = rewards.iter().map(|group| deviation(group)).collect();
     put("reward_std", json!(mean(&spreads)));
     let uniform = |group: &&Vec<f64>| spread(group) <= 1e-9;
-    let count = rewards.len().max(1) as f64;
+    let count = rewards.len() as f64;
     put("frac_reward_zero_std", json!(rewards.iter().filter(uniform).count() as f64 / count));
     // Which tier the groups without a difference are stuck in, the best first.
     for (requests, pay) in step.payment.iter().enumerate() {
@@ -59,7 +59,11 @@ fn rewards(step: &Step, put: &mut dyn FnMut(&str, Value)) {
 fn episodes(step: &Step, put: &mut dyn FnMut(&str, Value)) {
     let members = || step.groups.iter().flat_map(|group| &group.members);
     let outcomes: Vec<_> = members().flat_map(|member| member.outcomes.iter().flatten()).collect();
-    let share = |count: usize| json!(count as f64 / outcomes.len().max(1) as f64);
+    // Of nothing there is no share.
+    let share = |count: usize| match outcomes.len() {
+        0 => Value::Null,
+        all => json!(count as f64 / all as f64),
+    };
     let asked = |n: usize| move |o: &&&super::episode::Outcome| o.exchanges.len() == n;
     put("episodes", json!(outcomes.len()));
     put("single_pass", share(outcomes.iter().filter(asked(0)).filter(|o| o.right()).count()));
@@ -72,7 +76,7 @@ fn episodes(step: &Step, put: &mut dyn FnMut(&str, Value)) {
     let calls: usize = outcomes.iter().map(|o| o.calls).sum();
     let tokens: usize = outcomes.iter().map(|o| o.tokens).sum();
     put("reasoner/calls", json!(calls));
-    put("reasoner/mean_tokens", json!(tokens as f64 / calls.max(1) as f64));
+    put("reasoner/mean_tokens", json!(tokens as f64 / calls as f64));
     let mut counted: BTreeMap<&str, usize> = BTreeMap::new();
     for outcome in &outcomes {
         outcome.fallbacks.iter().for_each(|fallback| *counted.entry(fallback.name()).or_default() += 1);
@@ -126,7 +130,8 @@ fn captions(step: &Step, put: &mut dyn FnMut(&str, Value)) {
         .map(|group| group.members.iter().map(|member| &member.caption.tokens).collect::<HashSet<_>>().len())
         .sum();
     put("completions/distinct", json!(distinct as f64 / count as f64));
-    put("num_tokens", json!(lengths.iter().sum::<usize>()));
+    put("completions/tokens", json!(lengths.iter().sum::<usize>()));
+    put("num_tokens", json!(step.tokens));
 }
 
 fn updates(step: &Step, put: &mut dyn FnMut(&str, Value)) {
@@ -206,8 +211,9 @@ pub fn samples(step: &Step) -> Vec<Value> {
     lines
 }
 
+/// Of nothing it is not a number, which JSON writes as null.
 fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len().max(1) as f64
+    values.iter().sum::<f64>() / values.len() as f64
 }
 
 /// As TRL reports it: unbiased.

@@ -87,6 +87,8 @@ pub struct RunState {
     pub cursor: Cursor,
     /// Steps that nothing was learned in: no group had anything to say.
     pub skipped: u64,
+    /// Tokens of prompts and captions so far, a prompt as often as it has captions.
+    pub tokens: u64,
 }
 
 /// What a step did.
@@ -104,6 +106,8 @@ pub struct Step {
     pub graded: Graded,
     /// What right answers paid, by the requests they took.
     pub payment: Vec<f64>,
+    /// Tokens of prompts and captions since the run began, a prompt as often as it has captions.
+    pub tokens: u64,
     /// What each update did.
     pub stats: Vec<Stats>,
     /// What each update of a reasoner that learns did.
@@ -238,6 +242,12 @@ impl<'m> Run<'m> {
             learn()?
         };
         let update = start.elapsed();
+        let read = |group: &Group| -> usize {
+            let prompt = group.input.tokens().len();
+            group.members.iter().map(|member| prompt + member.caption.tokens.len()).sum()
+        };
+        state.tokens += groups.iter().map(read).sum::<usize>() as u64;
+        let tokens = state.tokens;
         let words: usize = graded.samples.iter().map(|sample| sample.tokens.len()).sum();
         if let Some(odd) = stats.iter().find(|stats| stats.bad.is_none() && stats.tokens != words) {
             let what =
@@ -261,6 +271,7 @@ impl<'m> Run<'m> {
             left_out,
             graded,
             payment,
+            tokens,
             stats,
             reasoner,
             spent,

@@ -118,8 +118,8 @@ pub struct Group {
 pub struct Played {
     /// In the order of the scenes; none for one that could not be shown.
     pub groups: Vec<Option<Group>>,
-    /// What could not be put to somebody, by the scenes' numbers: a picture that is damaged, words that do not fit into a
-    /// context. Captions that nobody could be told about have no outcome.
+    /// What could not be put to somebody, or was not answered, by the scenes' numbers: a picture that is damaged, words that
+    /// do not fit into a context, a server's garbage. Captions that this befell have no outcome.
     pub refused: Vec<(usize, Error)>,
     /// Where time went.
     pub spent: Spent,
@@ -190,7 +190,11 @@ impl<'m> Stage<'m> {
                     None => break,
                     Some((episode, Ok(said))) => self.go_on(&mut batch, episode as usize, &said)?,
                     // The remote has counted it. There is nothing to grade.
-                    Some((episode, Err(_))) => batch.end(episode as usize, None),
+                    Some((episode, Err(trouble))) => {
+                        let what = format!("no answer to a caption: {trouble}");
+                        batch.note(batch.running[episode as usize].scene, Error::machine("reasoner", what));
+                        batch.end(episode as usize, None);
+                    }
                 }
             }
         }

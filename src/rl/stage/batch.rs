@@ -144,11 +144,15 @@ impl Batch<'_, '_> {
         if matches!(error, Error::Machine { .. } | Error::Internal { .. }) {
             return Err(error);
         }
-        // One reason is enough.
+        self.note(scene, error);
+        Ok(())
+    }
+
+    /// Why a scene is not all there. One reason is enough.
+    pub(super) fn note(&mut self, scene: usize, error: Error) {
         if !self.refused.iter().any(|(other, _)| *other == scene) {
             self.refused.push((scene, error));
         }
-        Ok(())
     }
 
     /// Everything that was played. Where none of several scenes could be, it is not the scenes' fault.
@@ -161,8 +165,13 @@ impl Batch<'_, '_> {
         let groups: Vec<Option<Group>> =
             self.groups.into_iter().map(|entry| entry.map(group).transpose()).collect::<Result<_>>()?;
         let told = |group: &Group| group.members.iter().any(|m| m.outcomes.iter().any(Option::is_some));
-        if groups.len() > 1 && !self.refused.is_empty() && !groups.iter().flatten().any(told) {
-            return Err(self.refused.swap_remove(0).1);
+        // A server that answers nothing has its own measure of patience.
+        let ours = self.refused.iter().position(|(_, error)| !matches!(error, Error::Machine { .. }));
+        if let Some(first) = ours
+            && groups.len() > 1
+            && !groups.iter().flatten().any(told)
+        {
+            return Err(self.refused.swap_remove(first).1);
         }
         Ok(Played { groups, refused: self.refused, spent })
     }
