@@ -69,6 +69,18 @@ fn both_ways_of_asking_agree_where_they_ask_the_same() {
 }
 
 #[test]
+fn a_demo_is_measured_by_something() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("demo");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pellucid"));
+    let output =
+        command.args(["demo", "--held-out", "0", "--steps", "1", "--out"]).arg(&out).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains("--held-out is 0"), "{said}");
+    assert!(!out.exists());
+}
+
+#[test]
 fn what_cannot_be_measured_is_said() {
     let folder = tempfile::tempdir().unwrap();
     let refusal = |more: &[&str]| {

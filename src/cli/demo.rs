@@ -5,7 +5,7 @@ use super::picture::{lines, wrapped};
 use super::progress::Progress;
 use super::run::Folder;
 use super::{Global, train};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use pellucid::rl::cast::Cast;
 use pellucid::rl::config::Config;
 use pellucid::rl::evaluate::Roles;
@@ -110,6 +110,9 @@ fn scene(problem: &Problem) -> Option<Scene> {
 
 pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     let start = Instant::now();
+    if arguments.held_out == 0 {
+        bail!("--held-out is 0; it has to be at least 1");
+    }
     let out = arguments.out.clone().unwrap_or_else(fresh_folder);
     let mut changes = vec![format!("seed={}", global.seed()), format!("run.out={}", toml_text(&out))];
     changes.extend(arguments.steps.map(|steps| format!("run.steps={steps}")));
