@@ -218,6 +218,38 @@ fn rows_that_are_left_out_are_all_on_record() {
     assert_eq!((lines("data.train"), lines("data.eval").len()), (known, 8));
 }
 
+#[test]
+fn problems_that_an_evaluation_leaves_out_have_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let [run, eval, none] = ["run", "eval", "none"].map(|name| folder.path().join(name));
+    let data = folder.path().join("held_out.jsonl");
+    with_faults(&data, 1);
+    fs::write(folder.path().join("0.png"), "no picture").unwrap();
+    let measured = format!("data.eval={:?}", data.display().to_string());
+    let evaluate = |out: &Path, more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pellucid"));
+        command.args(["eval", "-c", "assets/demo.toml", "--threads", "2", &measured, "--out"]).arg(out);
+        command.args(more);
+        command
+    };
+    for (file, said) in [
+        (run.join("eval-2-greedy.json"), finished(&mut train(&run, &[&measured, "run.eval_every=2"]))),
+        (eval.join("eval-0-single-pass-greedy.json"), finished(&mut evaluate(&eval, &[]))),
+    ] {
+        assert!(said.contains("1 problems of data.eval are left out:\n  p0: "), "{said}");
+        let saved: Value = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
+        assert_eq!((&saved["metrics"]["items"], &saved["left_out"][0]["id"]), (&json!(2), &json!("p0")));
+        let what = saved["left_out"][0]["what"].as_str().unwrap();
+        assert!(what.contains("not an image") && said.contains(what), "{said}");
+    }
+
+    // By nothing nobody is measured. What there is to know is written all the same.
+    let said = refused(&mut evaluate(&none, &["--mode", "clarification", "data.eval_limit=1"]));
+    assert!(said.contains("none of 1 problems could be measured by; p0: "), "{said}");
+    let left = fs::read_to_string(none.join("eval-0-greedy.json")).unwrap();
+    assert!(left.contains("\"left_out\":[{\"id\":\"p0\"") && none.join("report.html").exists(), "{left}");
+}
+
 /// What `sft` leaves is where `train` begins, not where it goes on; nor the other way round.
 #[test]
 fn each_verb_goes_on_from_its_own_checkpoints() {

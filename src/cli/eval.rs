@@ -7,7 +7,7 @@ use super::run::faults;
 use super::settings::{Configured, text};
 use anyhow::{Context, Result, bail};
 use pellucid::rl::cast::Cast;
-use pellucid::rl::evaluation::{Comparison, Evaluation, Mode};
+use pellucid::rl::evaluation::{Comparison, Evaluation, LeftOut, Mode};
 use pellucid::rl::report;
 use pellucid::rl::run::{REASONER, Run};
 use pellucid::rl::source::Source;
@@ -107,7 +107,6 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     evaluation.conditions.step = step;
     progress.finish();
 
-    let comparison = before.map(|before| Comparison::between(&before, &evaluation)).transpose()?;
     fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
     let stated = out.join("config.toml");
     if !stated.exists() {
@@ -116,7 +115,24 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     faults::keep("data.eval", &faults, &out)?;
     let file = evaluation.save(&out)?;
     let report = report::write(&out)?;
-    global.print(&Summary { evaluation: evaluation.summary(), comparison, file, report })
+    let before = before.filter(|_| evaluation.metrics.items > 0);
+    let comparison = before.map(|before| Comparison::between(&before, &evaluation)).transpose()?;
+    if let Some(left_out) = faults::left_out(&evaluation, &file).filter(|_| !global.quiet) {
+        eprintln!("{left_out}");
+    }
+    global.print(&Summary { evaluation: evaluation.summary(), comparison, file, report })?;
+    none_counts(&evaluation, problems.len())
+}
+
+/// Refuses an evaluation by nothing, with the reason.
+fn none_counts(evaluation: &Evaluation, problems: usize) -> Result<()> {
+    if evaluation.metrics.items > 0 {
+        return Ok(());
+    }
+    match evaluation.left_out.first() {
+        Some(LeftOut { id, what }) => bail!("none of {problems} problems could be measured by; {id}: {what}"),
+        None => bail!("none of {problems} problems could be measured by: their golds cannot be read"),
+    }
 }
 
 /// The steps a checkpoint's captioner had taken; an adapter that is no checkpoint does not say, and counts as none.

@@ -161,7 +161,10 @@ fn measure(run: &mut Run<'_>, problems: &[Arc<Problem>], progress: &Progress) ->
         progress.reach(step, format!("measured by {done} of {} problems", problems.len()));
     })?;
     progress.say(format_args!("step {step}, {}", found(&evaluation.metrics)));
-    evaluation.save(&run.config().run.out)?;
+    let file = evaluation.save(&run.config().run.out)?;
+    if let Some(left_out) = faults::left_out(&evaluation, &file) {
+        progress.say(left_out);
+    }
     Ok(())
 }
 

@@ -2,13 +2,13 @@
 
 use super::cast::rules;
 use super::episode::{Failure, Outcome};
-use super::evaluation::{Answer, Clarified, Conditions, Evaluation, Item, Turn};
+use super::evaluation::{Answer, Clarified, Conditions, Evaluation, Item, LeftOut, Mode, Turn, UNANSWERED};
 use super::run::Run;
-use super::stage::Member;
+use super::stage::{Member, Played};
 use crate::engine::{Finish, Sampling};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::task::data::Problem;
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 /// Problems whose captions are under way together.
 const AT_ONCE: usize = 256;
@@ -56,20 +56,27 @@ impl Run<'_> {
             Sampling { max_tokens: config.captioner.max_tokens, temperature, ..Sampling::default() };
         let conditions = Conditions { step: self.state().step, temperature, seed: config.seed };
         let mut items = Vec::with_capacity(problems.len());
-        let mut unshown = 0;
+        let (mut left_out, mut unshown) = (Vec::new(), 0);
         for (number, some) in problems.chunks(AT_ONCE).enumerate() {
-            let groups = self.play(some, number * AT_ONCE, &ways, &sampling, roles)?;
-            for (problem, group) in some.iter().zip(&groups) {
-                // A problem that could not be shown, a reasoner that gave no usable reply: there is nothing to grade.
-                unshown += usize::from(group.is_none());
-                items.extend(
-                    group.iter().flat_map(|group| &group.members).filter_map(|member| item(problem, member)),
-                );
+            let Played { groups, refused, .. } =
+                self.play(some, number * AT_ONCE, &ways, &sampling, roles)?;
+            let refused: HashMap<usize, Error> = refused.into_iter().collect();
+            for (at, (problem, group)) in some.iter().zip(&groups).enumerate() {
+                let known = group.iter().flat_map(|group| &group.members);
+                match known.filter_map(|member| item(problem, member)).next() {
+                    Some(item) => items.push(item),
+                    // A problem that could not be shown, a reasoner that gave no usable reply: there is nothing to grade.
+                    None => {
+                        unshown += u64::from(group.is_none());
+                        let what = refused.get(&at).map_or_else(|| UNANSWERED.to_owned(), Error::to_string);
+                        left_out.push(LeftOut { id: problem.id.clone(), what });
+                    }
+                }
             }
             progress(number * AT_ONCE + some.len());
         }
-        let unanswered = problems.len() - unshown - items.len();
-        Ok(Evaluation::of(conditions, items).leaving_out(unshown, unanswered))
+        let mode = if requests > 0 { Mode::Clarification } else { Mode::SinglePass };
+        Ok(Evaluation { mode, ..Evaluation::of(conditions, items).leaving_out(left_out, unshown) })
     }
 }
 

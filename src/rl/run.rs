@@ -290,7 +290,7 @@ impl<'m> Run<'m> {
         rules: &[Rules],
         sampling: &Sampling,
         roles: Roles,
-    ) -> Result<Vec<Option<Group>>> {
+    ) -> Result<Played> {
         let scenes: Vec<Scene<'_>> = problems
             .iter()
             .enumerate()
@@ -304,13 +304,13 @@ impl<'m> Run<'m> {
         let observer = Some(&self.adapter).filter(|_| roles.observer);
         let stage = &mut self.sampler.stage;
         if self.config.episode.kind != Kind::Prco {
-            return Ok(stage.play(&scenes, sampling, observer)?.groups);
+            return stage.play(&scenes, sampling, observer);
         }
         // The Solver answers as the Observer captions: drawn or greedy, as it is or as it was.
         let learned = stage.lend_reasoner(roles.solver, sampling.temperature);
         let played = stage.play(&scenes, sampling, observer);
         stage.return_reasoner(learned);
-        Ok(played?.groups)
+        played
     }
 
     /// Writes a checkpoint into the run's folder and returns its own. That of a reasoner that learns is in it.

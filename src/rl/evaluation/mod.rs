@@ -80,6 +80,18 @@ pub struct Turn {
     pub reply: String,
 }
 
+/// A problem that became no item.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// The problem's name.
+    pub id: String,
+    /// Why.
+    pub what: String,
+}
+
+/// Why a problem became no item that could be shown.
+pub const UNANSWERED: &str = "the reasoner gave no usable reply";
+
 /// What an evaluation was of.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Conditions {
@@ -122,6 +134,9 @@ pub struct Evaluation {
     pub metrics: Metrics,
     /// The same per subject and per difficulty.
     pub breakdowns: Vec<Breakdown>,
+    /// The problems that became no items.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<LeftOut>,
     /// What they were made from.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub items: Vec<Item>,
@@ -136,20 +151,23 @@ impl Evaluation {
             mode: if asks { Mode::Clarification } else { Mode::SinglePass },
             metrics: Metrics::of(&items),
             breakdowns: Breakdown::all(&items),
+            left_out: Vec::new(),
             items,
         }
     }
 
-    /// Counts problems that became no items: some could not be shown, others nobody answered.
-    pub fn leaving_out(mut self, unshown: usize, unanswered: usize) -> Self {
-        (self.metrics.unshown, self.metrics.unanswered) = (unshown as u64, unanswered as u64);
+    /// Names the problems that became no items: so many could not be shown, the others nobody answered.
+    pub fn leaving_out(mut self, left_out: Vec<LeftOut>, unshown: u64) -> Self {
+        (self.metrics.unshown, self.metrics.unanswered) = (unshown, left_out.len() as u64 - unshown);
+        self.left_out = left_out;
         self
     }
 
-    /// The numbers without the items.
+    /// The numbers without the items, and without the names of those left out.
     pub fn summary(&self) -> Evaluation {
         Evaluation {
             items: Vec::new(),
+            left_out: Vec::new(),
             conditions: self.conditions.clone(),
             metrics: self.metrics.clone(),
             breakdowns: self.breakdowns.clone(),

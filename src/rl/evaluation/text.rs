@@ -96,7 +96,7 @@ impl super::Metrics {
         let reasons = [
             (self.invalid_golds, "their golds cannot be read"),
             (self.unshown, "their pictures or words cannot be shown"),
-            (self.unanswered, "the reasoner gave no usable reply"),
+            (self.unanswered, super::UNANSWERED),
         ];
         reasons.into_iter().filter(|(count, _)| *count > 0)
     }
