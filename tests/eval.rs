@@ -69,6 +69,38 @@ fn both_ways_of_asking_agree_where_they_ask_the_same() {
 }
 
 #[test]
+fn an_evaluation_of_something_else_is_not_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let file = out.join("eval-0-single-pass-greedy.json");
+    summary(&eval(&out, &["data.eval_limit=3"]));
+    let before = fs::read(&file).unwrap();
+    let saved: Value = serde_json::from_slice(&before).unwrap();
+    let (data, limit, reasoner) = (&saved["of"]["data"], &saved["of"]["limit"], &saved["of"]["reasoner"]);
+    assert_eq!(
+        (data, limit, reasoner),
+        (&"builtin:world".into(), &3.into(), &"builtin:tiny-reasoner".into())
+    );
+    for (changes, said) in [
+        (["data.eval=builtin:world/sum"], "data = builtin:world/sum (builtin:world before)"),
+        (["data.eval_limit=2"], "limit = 2 (3 before)"),
+        (["reasoner.model=builtin:tiny-captioner"], "reasoner = builtin:tiny-captioner (builtin:"),
+        (["seed=1"], "seed = 1 (0 before)"),
+    ] {
+        let output = eval(&out, &[&["data.eval_limit=3"], &changes[..]].concat());
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        for part in ["single-pass-greedy.json is an evaluation of", said, "another run.out or --out"] {
+            assert!(stderr.contains(part), "{stderr}");
+        }
+        assert_eq!(fs::read(&file).unwrap(), before);
+    }
+    // The same is written anew.
+    summary(&eval(&out, &["data.eval_limit=3"]));
+    assert_eq!(fs::read(&file).unwrap(), before);
+}
+
+#[test]
 fn a_demo_is_measured_by_something() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("demo");

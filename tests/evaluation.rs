@@ -35,7 +35,7 @@ fn item(id: usize, subject: &str, single: Option<bool>, clarified: Option<(bool,
 }
 
 fn at(step: u64) -> Conditions {
-    Conditions { step, temperature: 1.0, seed: 0 }
+    Conditions { step, temperature: 1.0, seed: 0, of: None }
 }
 
 /// Ten items: what was right in a single pass, whether the reasoner asked, what was right in the training flow.

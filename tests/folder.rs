@@ -288,10 +288,15 @@ fn a_checkpoint_is_measured_as_its_run_measured_it() {
     finished(&mut train(&out, &[&steep[..], &["optim.prompts_per_step=4", learning]].concat()));
     let mut eval = Command::new(env!("CARGO_BIN_EXE_pellucid"));
     eval.args(["eval", "--mode", "clarification", "--threads", "2", "-c"]).arg(out.join("config.toml"));
-    finished(eval.arg("--adapter").arg(out.join("checkpoint-2")).arg("--out").arg(&again));
+    eval.arg("--adapter").arg(out.join("checkpoint-2"));
+    finished(eval.arg(format!("run.out={:?}", again.display().to_string())));
     let items = |out: &Path| -> Value {
         let text = fs::read_to_string(out.join("eval-2-greedy.json")).unwrap();
         serde_json::from_str::<Value>(&text).unwrap()["items"].take()
     };
     assert_eq!(items(&out), items(&again));
+    // Of the same it may be written anew where the run wrote it, of nothing else.
+    finished(eval.arg(format!("run.out={:?}", out.display().to_string())));
+    let said = refused(eval.arg("data.eval_limit=5"));
+    assert!(said.contains("eval-2-greedy.json is an evaluation of something else: limit = 5 (20"), "{said}");
 }

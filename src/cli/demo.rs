@@ -201,9 +201,13 @@ fn measure(run: &mut Run<'_>, problems: &[Arc<Problem>], when: &str, global: &Gl
     let progress = Progress::new(global, "held-out problem", 0, 2 * problems.len() as u64)?;
     let reach = |done: usize| progress.reach(done as u64, when.to_owned());
     let requests = run.config().episode.measured_requests();
-    let drawn = run.evaluate(problems, 1.0, requests, reach)?;
-    let greedy = run.evaluate(problems, 0.0, requests, |done| reach(problems.len() + done))?;
+    let mut drawn = run.evaluate(problems, 1.0, requests, reach)?;
+    let mut greedy = run.evaluate(problems, 0.0, requests, |done| reach(problems.len() + done))?;
     progress.finish();
+    // By --held-out, not by data.eval_limit.
+    for of in [&mut drawn, &mut greedy].into_iter().flat_map(|evaluation| &mut evaluation.conditions.of) {
+        of.limit = Some(problems.len());
+    }
     Ok(Measured { drawn, greedy })
 }
 
@@ -314,7 +318,7 @@ mod tests {
                 single: None,
                 clarified: None,
             };
-            let conditions = Conditions { step: 0, temperature: 0.0, seed: 0 };
+            let conditions = Conditions { step: 0, temperature: 0.0, seed: 0, of: None };
             Evaluation::of(conditions, kept.iter().map(item).collect())
         };
         let (before, after) = (evaluation(&[1, 2, 3]), evaluation(&[0, 2, 3]));

@@ -7,7 +7,8 @@ use super::run::faults;
 use super::settings::{Configured, text};
 use anyhow::{Context, Result, bail};
 use pellucid::rl::cast::Cast;
-use pellucid::rl::evaluation::{Comparison, Evaluation, LeftOut, Mode};
+use pellucid::rl::evaluate::conditions;
+use pellucid::rl::evaluation::{Comparison, Conditions, Evaluation, LeftOut, Mode};
 use pellucid::rl::report;
 use pellucid::rl::run::{REASONER, Run};
 use pellucid::rl::source::Source;
@@ -80,11 +81,14 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     // Nothing is learned: no other data is read, and an update of one token is all there is to keep room for.
     config.data.train = data.clone();
     config.optim.microbatch_tokens = 1;
+    config.run.out = out.clone();
     let learned = config.captioner.adapter.as_deref().map(|folder| folder.join(REASONER));
     if let (Some(_), Some(folder)) = (config.reasoner.learn.take(), learned.filter(|folder| folder.is_dir()))
     {
         config.reasoner.adapter = Some(folder);
     }
+    let conditions = Conditions { step, ..conditions(&config, 0, arguments.temperature) };
+    refuse_other(&out.join(conditions.file_name(arguments.mode)), &conditions)?;
     let (problems, faults) =
         Source::held_out(&data, &config.layout()?, &Policy::default(), config.data.eval_limit)?;
     faults::say("data.eval", &faults, Some(&*out).filter(|_| !settings.dry_run), global);
@@ -122,6 +126,19 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     }
     global.print(&Summary { evaluation: evaluation.summary(), comparison, file, report })?;
     none_counts(&evaluation, problems.len())
+}
+
+/// Refuses to put an evaluation in the place of one of something else.
+fn refuse_other(file: &Path, conditions: &Conditions) -> Result<()> {
+    if !file.exists() {
+        return Ok(());
+    }
+    let differences = conditions.differences(&Evaluation::open(file)?.conditions);
+    if !differences.is_empty() {
+        let (file, differences) = (file.display(), differences.join(", "));
+        bail!("{file} is an evaluation of something else: {differences}; give another run.out or --out");
+    }
+    Ok(())
 }
 
 /// Refuses an evaluation by nothing, with the reason.

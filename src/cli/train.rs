@@ -9,7 +9,8 @@ use anyhow::Result;
 use pellucid::rl::alarms::of_training;
 use pellucid::rl::cast::Cast;
 use pellucid::rl::config::{Config, Run as RunConfig};
-use pellucid::rl::evaluation::{Conditions, Metrics, Mode};
+use pellucid::rl::evaluate::conditions;
+use pellucid::rl::evaluation::{Metrics, Mode};
 use pellucid::rl::metrics::{metrics, samples};
 use pellucid::rl::report::write;
 use pellucid::rl::run::{Run, Step};
@@ -147,8 +148,7 @@ fn is_due(config: &Config, step: u64) -> bool {
 fn is_measured(run: &Run<'_>) -> bool {
     let config = run.config();
     let mode = if config.episode.measured_requests() > 0 { Mode::Clarification } else { Mode::SinglePass };
-    let conditions = Conditions { step: run.state().step, temperature: 0.0, seed: config.seed };
-    config.run.out.join(conditions.file_name(mode)).exists()
+    config.run.out.join(conditions(config, run.state().step, 0.0).file_name(mode)).exists()
 }
 
 /// Measures the captioner as it is, by greedy captions.

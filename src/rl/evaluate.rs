@@ -1,14 +1,17 @@
 //! From problems to an evaluation: each captioned once, answered from the caption alone and with a request allowed.
 
 use super::cast::rules;
+use super::config::Config;
 use super::episode::{Failure, Outcome};
-use super::evaluation::{Answer, Clarified, Conditions, Evaluation, Item, LeftOut, Mode, Turn, UNANSWERED};
-use super::run::Run;
+use super::evaluation::{
+    Answer, Clarified, Conditions, Evaluation, Item, LeftOut, Mode, Subject, Turn, UNANSWERED,
+};
+use super::run::{REASONER, Run};
 use super::stage::{Member, Played};
 use crate::engine::{Finish, Sampling};
 use crate::error::{Error, Result};
 use crate::task::data::Problem;
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, path::Path, sync::Arc};
 
 /// Problems whose captions are under way together.
 const AT_ONCE: usize = 256;
@@ -54,7 +57,7 @@ impl Run<'_> {
         ways.iter_mut().for_each(|way| way.sees = sees);
         let sampling =
             Sampling { max_tokens: config.captioner.max_tokens, temperature, ..Sampling::default() };
-        let conditions = Conditions { step: self.state().step, temperature, seed: config.seed };
+        let conditions = conditions(config, self.state().step, temperature);
         let mut items = Vec::with_capacity(problems.len());
         let (mut left_out, mut unshown) = (Vec::new(), 0);
         for (number, some) in problems.chunks(AT_ONCE).enumerate() {
@@ -78,6 +81,34 @@ impl Run<'_> {
         let mode = if requests > 0 { Mode::Clarification } else { Mode::SinglePass };
         Ok(Evaluation { mode, ..Evaluation::of(conditions, items).leaving_out(left_out, unshown) })
     }
+}
+
+/// What an evaluation is of, after so many steps of a run, by the data that it is measured by.
+pub fn conditions(config: &Config, step: u64, temperature: f32) -> Conditions {
+    let Config { captioner, reasoner, data, run, .. } = config;
+    let whole = |path: &Path| path.canonicalize().unwrap_or(path.to_owned());
+    let out = whole(&run.out);
+    // One name from wherever it is called; what lies in the run's folder moves with it, and what is nowhere is a name.
+    let named = |path: &Path| {
+        let path = whole(path);
+        path.strip_prefix(&out).unwrap_or(&path).display().to_string()
+    };
+    let name = |name: &String| named(Path::new(name));
+    let learned = (step > 0).then(|| format!("checkpoint-{step}"));
+    let pupil = learned.as_ref().filter(|_| reasoner.learn.is_some());
+    let pupil = pupil.map(|checkpoint| format!("{checkpoint}/{REASONER}"));
+    let of = Subject {
+        data: named(data.eval.as_ref().unwrap_or(&data.train)),
+        limit: data.eval_limit,
+        captioner: name(&captioner.model),
+        adapter: learned.or_else(|| captioner.adapter.as_deref().map(named)),
+        // A server's model is a name alone.
+        reasoner: reasoner.local().map(|model| named(Path::new(model))).or_else(|| reasoner.model.clone()),
+        url: reasoner.url.clone(),
+        reasoner_adapter: pupil.or_else(|| reasoner.adapter.as_deref().map(named)),
+        clarifier: name(&config.reference.clarifier),
+    };
+    Conditions { step, temperature, seed: config.seed, of: Some(of) }
 }
 
 fn item(problem: &Problem, member: &Member) -> Option<Item> {

@@ -60,7 +60,7 @@ fn line(step: u32) -> serde_json::Value {
 pub(crate) fn evaluation(step: u64, temperature: f32, count: u64) -> Evaluation {
     let complete = |index: u64| (index * 37 % 100) < step * 93 / 60;
     let items = (0..count).map(|index| item(index, complete(index), 2));
-    Evaluation::of(Conditions { step, temperature, seed: 0 }, items.collect())
+    Evaluation::of(Conditions { step, temperature, seed: 0, of: None }, items.collect())
 }
 
 /// Two evaluations of sums alone: of none and of one of the two numbers, the other left to the clarifier.
@@ -68,7 +68,7 @@ pub(crate) fn half_captions() -> [Evaluation; 2] {
     [0, 1].map(|known| {
         let sums = (0..300).filter(|index| Example::new(HELD_OUT, *index).question.kind() == "sum");
         let items = sums.map(|index| item(index, true, known)).collect();
-        Evaluation::of(Conditions { step: 30 * known as u64, temperature: 1.0, seed: 0 }, items)
+        Evaluation::of(Conditions { step: 30 * known as u64, temperature: 1.0, seed: 0, of: None }, items)
     })
 }
 

@@ -66,7 +66,7 @@ mod tests {
     fn of_many_problems_that_are_left_out_some_are_named() {
         let said = |count: u64| {
             let torn = |number| LeftOut { id: format!("p{number}"), what: "torn".to_owned() };
-            let conditions = Conditions { step: 0, temperature: 0.0, seed: 0 };
+            let conditions = Conditions { step: 0, temperature: 0.0, seed: 0, of: None };
             let evaluation = Evaluation::of(conditions, Vec::new());
             let evaluation = evaluation.leaving_out((0..count).map(torn).collect(), count);
             left_out(&evaluation, Path::new("eval-0.json"))

@@ -6,11 +6,13 @@
 //! problems tell about two captioners. Everything here is a pure function of the items.
 
 mod comparison;
+mod conditions;
 mod metrics;
 mod statistics;
 mod text;
 
 pub use comparison::{Change, Comparison, relative_reduction};
+pub use conditions::{Conditions, Subject};
 pub use metrics::{Breakdown, Cell, LEAST_IN_CELL, Lengths, Metrics};
 pub use statistics::{Rate, mcnemar};
 
@@ -92,17 +94,6 @@ pub struct LeftOut {
 /// Why a problem became no item that could be shown.
 pub const UNANSWERED: &str = "the reasoner gave no usable reply";
 
-/// What an evaluation was of.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Conditions {
-    /// Steps the captioner had taken.
-    pub step: u64,
-    /// The temperature captions were drawn at; 0 is greedy.
-    pub temperature: f32,
-    /// Of what was drawn.
-    pub seed: u64,
-}
-
 /// How it was asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -111,15 +102,6 @@ pub enum Mode {
     SinglePass,
     /// The reasoner may ask.
     Clarification,
-}
-
-impl Conditions {
-    /// The name of an evaluation under them.
-    pub fn file_name(&self, mode: Mode) -> String {
-        let alone = if mode == Mode::SinglePass { "-single-pass" } else { "" };
-        let greedy = if self.temperature == 0.0 { "-greedy" } else { "" };
-        format!("eval-{}{alone}{greedy}.json", self.step)
-    }
 }
 
 /// Problems, what happened to them, and the numbers over them.
