@@ -299,4 +299,9 @@ fn a_checkpoint_is_measured_as_its_run_measured_it() {
     finished(eval.arg(format!("run.out={:?}", out.display().to_string())));
     let said = refused(eval.arg("data.eval_limit=5"));
     assert!(said.contains("eval-2-greedy.json is an evaluation of something else: limit = 5 (20"), "{said}");
+    // A reasoner that learnt is not passed over without a word.
+    let mut other = Command::new(env!("CARGO_BIN_EXE_pellucid"));
+    other.args(["eval", "-c", "assets/demo.toml", "data.eval_limit=2", "--threads", "2", "--adapter"]);
+    let said = finished(other.arg(out.join("checkpoint-2")).arg("--out").arg(folder.path().join("other")));
+    assert!(said.contains("checkpoint-2/reasoner: the reasoner that learnt is not used"), "{said}");
 }

@@ -83,9 +83,15 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     config.optim.microbatch_tokens = 1;
     config.run.out = out.clone();
     let learned = config.captioner.adapter.as_deref().map(|folder| folder.join(REASONER));
-    if let (Some(_), Some(folder)) = (config.reasoner.learn.take(), learned.filter(|folder| folder.is_dir()))
-    {
-        config.reasoner.adapter = Some(folder);
+    match (config.reasoner.learn.take(), learned.filter(|folder| folder.is_dir())) {
+        (Some(_), Some(folder)) => config.reasoner.adapter = Some(folder),
+        // Another reasoner may well be meant; but nobody is to find out by the numbers.
+        (None, Some(folder)) if config.reasoner.adapter.is_none() && !global.quiet => eprintln!(
+            "{0}: the reasoner that learnt is not used, for {1} has no reasoner.learn; reasoner.adapter={0} takes it",
+            folder.display(),
+            settings.config.display()
+        ),
+        _ => {}
     }
     let conditions = Conditions { step, ..conditions(&config, 0, arguments.temperature) };
     refuse_other(&out.join(conditions.file_name(arguments.mode)), &conditions)?;
