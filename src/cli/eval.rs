@@ -109,7 +109,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Result<()> {
     }
     let requests = match arguments.mode {
         Mode::SinglePass => 0,
-        Mode::Clarification => config.episode.requests().max(1),
+        Mode::Clarification => config.episode.measured_requests().max(1),
     };
     let progress = Progress::new(global, "problem", 0, problems.len() as u64)?;
     let reach = |done: usize| progress.reach(done as u64, String::new());
