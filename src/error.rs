@@ -86,6 +86,11 @@ impl Error {
         Error::Machine { op, what: what.into(), source: Some(source.into()) }
     }
 
+    /// Whether another request or file might fare better: neither the machine nor this crate is to blame.
+    pub fn is_of_input(&self) -> bool {
+        matches!(self, Error::Caller { .. } | Error::File { .. })
+    }
+
     /// A broken invariant of ours.
     pub fn internal(op: &'static str, what: impl Into<String>) -> Self {
         Error::Internal { op, what: what.into() }

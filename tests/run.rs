@@ -378,6 +378,20 @@ fn tiers_pay_and_what_nobody_can_tell_is_left_out() {
 }
 
 #[test]
+fn a_text_that_leaves_no_room_for_a_reply_gets_none() {
+    let config = config(Path::new("unused"), &[]);
+    let cast = Cast::open(&config, &backend()).unwrap();
+    let mut stage = cast.stage(&config, &cast.memory(&config, FREE).unwrap()).unwrap();
+    let texts = ["what is it ?".to_owned(), "how far is it ? ".repeat(200), "where is it ?".to_owned()];
+    let replies = stage.consult(&texts, 4).unwrap();
+    assert_eq!(replies.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false, true]);
+    assert_eq!(
+        replies[2].as_ref().unwrap().text,
+        stage.consult(&texts[2..], 4).unwrap()[0].as_ref().unwrap().text
+    );
+}
+
+#[test]
 fn both_learn_in_turns_and_both_are_on_record() {
     let learn = "reasoner.learn={lr=1e-3,lora={rank=4,alpha=8},alternate=[2,1]}";
     let folder = tempfile::tempdir().unwrap();

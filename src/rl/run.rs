@@ -420,7 +420,7 @@ impl Sampler<'_> {
                 let (texts, members): (Vec<String>, Vec<_>) = asked.unzip();
                 let replies = self.stage.consult(&texts, leak::LONGEST_REPLY)?;
                 for (member, reply) in members.into_iter().zip(replies) {
-                    member.leaks = leak::said(&reply.text);
+                    member.leaks = reply.and_then(|reply| leak::said(&reply.text));
                 }
             }
         }

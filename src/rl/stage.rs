@@ -246,16 +246,28 @@ impl<'m> Stage<'m> {
     }
 
     /// What the policy says to some texts without its adapter, in its likeliest words: as many of them as there are tokens
-    /// left in its context, and at most `most`.
-    pub fn consult(&mut self, texts: &[String], most: usize) -> Result<Vec<Said>> {
-        let mut requests = Vec::with_capacity(texts.len());
-        for text in texts {
-            let input = self.policy.input(&[Message::text("user", text)], "")?;
-            let max_tokens = most.min(self.policy.room(&input)).max(1);
-            let sampling = Sampling { temperature: 0.0, max_tokens, ..Sampling::default() };
-            requests.push((Arc::new(input), sampling, vec![0]));
+    /// left in its context, and at most `most`; nothing to a text that leaves no room.
+    pub fn consult(&mut self, texts: &[String], most: usize) -> Result<Vec<Option<Said>>> {
+        let mut replies = vec![None; texts.len()];
+        let (mut asked, mut requests) = (Vec::new(), Vec::new());
+        for (number, text) in texts.iter().enumerate() {
+            let input = match self.policy.input(&[Message::text("user", text)], "") {
+                Ok(input) => input,
+                Err(error) if error.is_of_input() => continue,
+                Err(error) => return Err(error),
+            };
+            let max_tokens = most.min(self.policy.room(&input));
+            if max_tokens > 0 {
+                let sampling = Sampling { temperature: 0.0, max_tokens, ..Sampling::default() };
+                requests.push((Arc::new(input), sampling, vec![0]));
+                asked.push(number);
+            }
         }
-        Ok(self.policy.complete(requests, None)?.iter().flatten().map(said).collect())
+        let completions = self.policy.complete(requests, None)?;
+        for (number, completion) in asked.into_iter().zip(completions.iter().flatten()) {
+            replies[number] = Some(said(completion));
+        }
+        Ok(replies)
     }
 
     /// Asks for the captions of a scene.

@@ -141,7 +141,7 @@ impl Batch<'_, '_> {
     /// A scene that cannot be played to its end: its picture is damaged, its words do not fit into a context. What the
     /// machine or we ourselves are to blame for is given back.
     pub(super) fn refuse(&mut self, scene: usize, error: Error) -> Result<()> {
-        if matches!(error, Error::Machine { .. } | Error::Internal { .. }) {
+        if !error.is_of_input() {
             return Err(error);
         }
         self.note(scene, error);
@@ -166,7 +166,7 @@ impl Batch<'_, '_> {
             self.groups.into_iter().map(|entry| entry.map(group).transpose()).collect::<Result<_>>()?;
         let told = |group: &Group| group.members.iter().any(|m| m.outcomes.iter().any(Option::is_some));
         // A server that answers nothing has its own measure of patience.
-        let ours = self.refused.iter().position(|(_, error)| !matches!(error, Error::Machine { .. }));
+        let ours = self.refused.iter().position(|(_, error)| error.is_of_input());
         if let Some(first) = ours
             && groups.len() > 1
             && !groups.iter().flatten().any(told)
