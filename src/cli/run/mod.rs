@@ -210,7 +210,7 @@ pub(crate) fn metrics(step: u64, stats: &Stats) -> Value {
         "entropy": stats.entropy,
         "grad_norm": stats.grad_norm,
         "learning_rate": stats.learning_rate,
-        "num_tokens": stats.tokens,
+        "completions/tokens": stats.tokens,
         "computed_tokens": stats.computed,
         "microbatches": stats.microbatches,
         "skipped": stats.bad,
