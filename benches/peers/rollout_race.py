@@ -9,8 +9,8 @@ What is measured is described in many.py; Pellucid computes the log-prob of ever
 side once, in a process of its own, and last what sharing is worth: 8 completions of one prompt of 600 tokens against
 those of 8 such prompts, for several lengths of completions. With P seconds for a prompt and D for a pass that draws 8
 tokens, n tokens each take P + nD when shared and 8P + nD apart: the longer the completions and the faster the prompts,
-the less there is to share, and the record's `of_prompts` says how much there was. Printed and kept (benches/history/) are medians over the turns. The ratio is Pellucid's
-speed over the best peer's: above 1 Pellucid is faster.
+the less there is to share, and the record's `of_prompts` says how much there was. Printed and kept (benches/history/)
+are medians over the turns. The ratio is Pellucid's speed over the best peer's: above 1 Pellucid is faster.
 """
 
 import argparse

@@ -22,8 +22,9 @@ use std::{
 
 /// Measure a captioner by what a reasoner answers from its captions
 ///
-/// The problems are those of data.eval. Rates come with Wilson's 95 % intervals and per subject and difficulty; every item goes into eval-<step>.json, and
-/// report.html beside it is written anew. With --against, problems that both evaluations hold are compared one by one.
+/// The problems are those of data.eval. Rates come with Wilson's 95 % intervals and per subject and difficulty; every
+/// item goes into eval-<step>.json, and report.html beside it is written anew. With --against, problems that both
+/// evaluations hold are compared one by one.
 ///
 /// Example: pellucid eval -c run.toml --adapter runs/one/checkpoint-60 --mode clarification
 #[derive(Debug, clap::Args)]

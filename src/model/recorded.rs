@@ -4,9 +4,10 @@
 //! index tensors hold, and the device knows all of that: the token it has drawn, a position more, the next slot of pages
 //! that are there already (`kernels/decode.cu`). So a pass with its draws is recorded, the host uploads what the first one
 //! reads, all index tensors and settings of draws in one, has the recording done as often as tokens are wanted, and
-//! fetches a log of what was drawn, which it may read when the device is at work on what comes next. Whether a token ends a completion is for the host to say: until it looks, a row
-//! draws on, in pages of its own, and what it drew too much is dropped. A row that wants fewer tokens than others stands
-//! still: it computes its last pass again, bit for bit, to the same place.
+//! fetches a log of what was drawn, which it may read when the device is at work on what comes next. Whether a token ends
+//! a completion is for the host to say: until it looks, a row draws on, in pages of its own, and what it drew too much is
+//! dropped. A row that wants fewer tokens than others stands still: it computes its last pass again, bit for bit, to the
+//! same place.
 //!
 //! There is a recording for each number of rows of each adapter, rounded up, and each width of the page tables, rounded up;
 //! rows that are left over write to a page nobody reads. All give the same bits as passes launched op by op, because a

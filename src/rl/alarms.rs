@@ -71,7 +71,7 @@ pub fn of_training(steps: &[Map<String, Value>]) -> Vec<Alarm> {
     let lost = number(last, "groups/dropped_members").unwrap_or(0.0);
     if lost > 0.05 * (lost + episodes) {
         let what = format!("{lost} captions were not answered, {episodes} were");
-        raise("answers lost", what, "samples.jsonl says why: look at the server");
+        raise("answers lost", what, "the lines with left_out in samples.jsonl say why");
     }
     if let Some(share) = above("leak_unclear", 0.5) {
         let what = format!("the captioner could not say of {} of captions whether they leak", percent(share));

@@ -1,8 +1,9 @@
 //! What a run leaves behind so that it can go on as if nothing had happened.
 //!
 //! `checkpoint-<step>/` is a PEFT adapter, or a whole model, with the optimiser's averages and `trainer_state.json` beside
-//! it. The state holds a hash of every other file, and of itself, and is looked at first: a folder is whole or it is passed over. What is
-//! trained together is saved together: another trainer's checkpoint is a folder in it, and comes, goes and breaks with it.
+//! it. The state holds a hash of every other file, and of itself, and is looked at first: a folder is whole or it is
+//! passed over. What is trained together is saved together: another trainer's checkpoint is a folder in it, and comes, goes
+//! and breaks with it.
 
 use super::full::FullTrainer;
 use super::lora::Lora;

@@ -18,7 +18,7 @@ pub struct Metrics {
     /// Problems left out because their pictures or words cannot be shown to a model.
     #[serde(default)]
     pub unshown: u64,
-    /// Problems left out because a remote reasoner gave no reply that could be used.
+    /// Problems left out because the reasoner gave no reply that could be used.
     #[serde(default)]
     pub unanswered: u64,
     /// Right in a single pass.

@@ -91,7 +91,7 @@ pub struct LeftOut {
     pub what: String,
 }
 
-/// Why a problem became no item that could be shown.
+/// Why a problem that could be shown became no item, where nothing more is known.
 pub const UNANSWERED: &str = "the reasoner gave no usable reply";
 
 /// How it was asked.

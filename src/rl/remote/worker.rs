@@ -54,8 +54,8 @@ impl Shared {
         Ok(Shared { server, settings, state, work: Condvar::new(), end: Condvar::new(), notice })
     }
 
-    /// Says so once when the server goes away, and once when it is back.
-    fn is_away(&self, why: Option<&str>) {
+    /// The server is there, or away and why; says so when that changes.
+    fn heard(&self, why: Option<&str>) {
         let before = std::mem::replace(&mut self.lock().away, why.is_some());
         let (url, patience) = (&self.settings.url, self.settings.patience.as_secs());
         match why {
@@ -116,7 +116,7 @@ impl Shared {
             self.count(|counters| counters.requests += 1);
             let (asked, trouble) = match attempt(&self.server) {
                 Ok(got) => {
-                    self.is_away(None);
+                    self.heard(None);
                     return Some(End::Replied(got));
                 }
                 Err(Failure::Final(trouble)) => return Some(End::Trouble(trouble)),
@@ -134,7 +134,7 @@ impl Shared {
                 }
                 Err(Failure::Busy(trouble, asked)) => (asked, End::Trouble(trouble)),
                 Err(Failure::Away(what)) => {
-                    self.is_away(Some(&what));
+                    self.heard(Some(&what));
                     (None, End::Down(what))
                 }
             };
