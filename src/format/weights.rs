@@ -211,12 +211,19 @@ impl Checkpoint {
         self.tensors.values().filter(|slot| !slot.taken.load(Ordering::Relaxed)).map(|slot| &slot.view)
     }
 
-    /// Asks the system to begin reading the files from disk; a hint, without effect on results.
+    /// Asks the system to begin reading the files from disk, and to have their pages at hand before a pass comes for
+    /// them one by one; hints, without effect on results.
     pub fn prefetch(&self) {
         #[cfg(unix)]
         for map in &self.maps {
             // A refused hint costs only time.
             let _ = map.advise(memmap2::Advice::WillNeed);
+        }
+        #[cfg(target_os = "linux")]
+        {
+            let maps = self.maps.clone();
+            let all_pages = move || maps.iter().for_each(|map| drop(map.advise(memmap2::Advice::PopulateRead)));
+            drop(std::thread::Builder::new().name("pellucid-pages".into()).spawn(all_pages));
         }
     }
 }

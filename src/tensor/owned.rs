@@ -12,8 +12,8 @@ use std::{
 pub(super) struct Line([u8; 64]);
 
 /// Lines from which on the system is asked for pages, which exist and are zero once they are touched: a key/value cache
-/// costs what is written to it. What is smaller comes and goes too often for that.
-const LARGE: usize = (32 << 20) / size_of::<Line>();
+/// costs what is written to it, be it of a small model. What is smaller comes and goes too often for that.
+const LARGE: usize = (8 << 20) / size_of::<Line>();
 
 /// As many bytes as were asked for, rounded up to whole lines.
 pub(super) enum Owned {
