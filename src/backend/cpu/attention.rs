@@ -59,6 +59,21 @@ impl Sequence<'_> {
         self.base + page * self.page_stride + offset * self.row_stride + kv_head * self.head_stride
     }
 
+    /// Where the keys of some positions start: in runs, since a page's follow one another.
+    #[inline(always)]
+    fn keys(&self, positions: Range<usize>, kv_head: usize) -> Vec<usize> {
+        let mut keys = Vec::with_capacity(positions.len());
+        let mut position = positions.start;
+        while position < positions.end {
+            let page_end = (position / self.page_len + 1).saturating_mul(self.page_len);
+            let end = if position < self.prefix { self.prefix } else { page_end }.min(positions.end);
+            let first = self.key(position, kv_head);
+            keys.extend((0..end - position).map(|key| first + key * self.row_stride));
+            position = end;
+        }
+        keys
+    }
+
     /// Keys a query sees, as a number of leading positions; the queries are the last positions.
     fn visible(&self, query: usize) -> usize {
         if self.causal { self.length - (self.queries.end - 1 - query) } else { self.length }

@@ -74,7 +74,7 @@ impl Item<'_> {
         let piece = |sequence: &Sequence<'_>, queries: &Range<usize>, positions: Range<usize>| Piece {
             lines: lines_of(queries),
             columns: positions.start - start..positions.end - start,
-            keys: positions.map(|position| sequence.key(position, self.kv_head)).collect(),
+            keys: sequence.keys(positions, self.kv_head),
         };
         let mut all = Vec::new();
         if shared > start {
@@ -116,13 +116,15 @@ impl<E: Operand> Problem<'_, E> {
         }
         let stride = limits.iter().copied().max().unwrap_or(0);
         let pieces = item.pieces(split, lines_of);
-        for cache in [self.k, self.v] {
+        // Values are sent for when the keys have been used: both at once would not fit into the first cache.
+        let send_for = |cache: &[E]| {
             for &key in pieces.iter().flat_map(|piece| &piece.keys) {
                 cache[key..][..head_dim]
                     .chunks(LINE / size_of::<E>())
                     .for_each(|line| isa.prefetch(line.as_ptr()));
             }
-        }
+        };
+        send_for(self.k);
 
         let mut scores = Scratch::<f32>::new(lines * stride);
         for Piece { lines, columns, keys } in &pieces {
@@ -138,6 +140,8 @@ impl<E: Operand> Problem<'_, E> {
                 to[columns.clone()].copy_from_slice(part);
             }
         }
+
+        send_for(self.v);
 
         let mut partial = Partial::empty(lines, head_dim);
         for (line, scores) in scores.chunks_exact_mut(stride).enumerate() {
