@@ -222,7 +222,8 @@ impl Checkpoint {
         #[cfg(target_os = "linux")]
         {
             let maps = self.maps.clone();
-            let all_pages = move || maps.iter().for_each(|map| drop(map.advise(memmap2::Advice::PopulateRead)));
+            let all_pages =
+                move || maps.iter().for_each(|map| drop(map.advise(memmap2::Advice::PopulateRead)));
             drop(std::thread::Builder::new().name("pellucid-pages".into()).spawn(all_pages));
         }
     }

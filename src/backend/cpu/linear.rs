@@ -28,6 +28,9 @@ const SEVERAL: usize = 64;
 /// Products that one thread does in the time it takes to wake another.
 const ALONE: usize = 1 << 15;
 
+/// Weights that take so long to read that it matters little how long the first of them take to come.
+const WORTHWHILE: usize = 1 << 15;
+
 /// A linear whose tensors have been looked at and whose adapters' first products are done.
 struct Layer<'a> {
     weight: Matrix<'a>,
@@ -223,7 +226,7 @@ fn width(cpu: &Cpu, rows: usize, left: usize, inner: usize) -> usize {
     let unit = if rows <= FEW { LANES } else { WIDTH };
     match rows {
         _ if rows * left * inner <= ALONE => left,
-        ..=SEVERAL => left.div_ceil(2 * cpu.threads).next_multiple_of(unit),
+        ..=SEVERAL => left.div_ceil(2 * cpu.threads).max(WORTHWHILE.div_ceil(inner)).next_multiple_of(unit),
         _ => WIDTH,
     }
 }

@@ -71,6 +71,12 @@ type Loaded<P, E> = <<E as Operand>::Unit as Unit>::Loaded<P>;
 /// out[t, n] = x[t]·w[n], with all rows of one length.
 #[inline(always)]
 pub(super) fn products<P: Panels, E: Operand<Unit: Turned>>(isa: P, out: &mut [f32], x: &[&[E]], w: &[&[E]]) {
+    // Nobody has sent for the first weights: for all of them at once, since each step would wait for its own.
+    for row in w.iter().take(LANES) {
+        for step in 0..AHEAD.min(E::steps(row).0.len()) {
+            isa.prefetch(row.as_ptr().cast::<Line<E::Unit>>().wrapping_add(step));
+        }
+    }
     if x.len() <= FEW {
         return match x.len() {
             0 => {}
