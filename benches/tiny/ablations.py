@@ -103,7 +103,7 @@ def run(program, folder, name, changes, seed, threads):
         "greedy, not offered": rate(result["after"]["greedy"], "accuracy_single"),
         "false facts": 100 * result["after"]["false_facts"],
         "equal groups, steps 1-10": 100 * statistics.mean(line["frac_reward_zero_std"] for line in early),
-        "KL": result["last"].get("kl"),
+        "KL": result["last"].get("kl") or None,  # 0 is what nobody has estimated
     }
 
 
