@@ -72,7 +72,7 @@ pub struct Advance<'a> {
 pub trait Recorder {
     /// Keeps what `work` would do, a chain of ops, to do it again at once with what is then in the tensors it reads;
     /// nothing is done yet. These tensors, and those it writes, have to stay where they are until the recording is gone.
-    /// Work space of the ops belongs to it.
+    /// Work space of the ops is what all recordings share, so `work` gives back whatever it allocates.
     fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Replay>>;
 
     /// Replaces what a tensor holds, where it is.

@@ -4,9 +4,11 @@
 //! fitting free range is taken, neighbours unite when they are free again. All work runs on one stream, in order, so
 //! a range may be given out again as soon as its last user is launched.
 //!
-//! A captured graph runs its launches again at any time, in memory it had when it was captured. So what is taken
-//! during a capture belongs to the graph: other parts of the capture may use it again, others only once the graph
-//! is gone. What is given back during a capture, but was taken before, waits for the graph's end without being used.
+//! A captured graph runs its launches again at any time, in memory it had when it was captured. So what is taken during a
+//! capture and given back belongs to graphs from then on. All of them share it, since one runs after the other and leaves
+//! nothing behind there; others may have it once all graphs are gone. What a capture keeps beyond its end can therefore not
+//! be what an earlier graph writes to. What is given back during a capture, but was taken before, waits for the graph's end
+//! without being used.
 
 use crate::error::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -30,8 +32,12 @@ pub(super) struct Arena {
     chunks: BTreeMap<u64, usize>,
     taken: HashMap<u64, Block>,
     free: Ranges,
-    graphs: HashMap<GraphId, Ranges>,
-    waiting: HashMap<GraphId, Vec<(u64, usize)>>,
+    /// Of graphs that are there: each has ranges that wait for its end.
+    graphs: HashMap<GraphId, Vec<(u64, usize)>>,
+    /// What graphs share.
+    common: Ranges,
+    /// What the present capture alone has used so far.
+    own: Ranges,
     capturing: Option<GraphId>,
     captures: u64,
 }
@@ -39,7 +45,17 @@ pub(super) struct Arena {
 #[derive(Debug)]
 struct Block {
     bytes: usize,
-    graph: Option<GraphId>,
+    owner: Owner,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    /// Whoever gives it back.
+    Nobody,
+    /// Taken during its capture, from what no other graph uses.
+    Graph(GraphId),
+    /// All graphs.
+    Graphs,
 }
 
 impl Arena {
@@ -56,23 +72,34 @@ impl Arena {
     /// Room for so many bytes, if there is any.
     pub(super) fn take(&mut self, bytes: usize) -> Option<u64> {
         let bytes = Self::least_for(bytes);
-        let graph = self.capturing;
-        let own = graph.and_then(|graph| self.graphs.get_mut(&graph)).and_then(|ranges| ranges.take(bytes));
-        let start = own.or_else(|| self.free.take(bytes))?;
-        self.taken.insert(start, Block { bytes, graph });
+        let (start, owner) = match self.capturing {
+            None => (self.free.take(bytes)?, Owner::Nobody),
+            Some(graph) => {
+                let own = self.own.take(bytes).map(|start| (start, Owner::Graph(graph)));
+                let common = || self.common.take(bytes).map(|start| (start, Owner::Graphs));
+                own.or_else(common).or_else(|| Some((self.free.take(bytes)?, Owner::Graph(graph))))?
+            }
+        };
+        self.taken.insert(start, Block { bytes, owner });
         Some(start)
     }
 
     /// Takes back what [`Arena::take`] gave.
     pub(super) fn give(&mut self, start: u64) -> Result<()> {
-        let Some(Block { bytes, graph }) = self.taken.remove(&start) else {
+        let Some(Block { bytes, owner }) = self.taken.remove(&start) else {
             return Err(Error::internal("release", format!("nothing is allocated at {start:#x}")));
         };
-        match (graph, self.capturing) {
-            (Some(graph), _) => self.graphs.entry(graph).or_default().insert(start, bytes, &self.chunks),
-            (None, Some(capture)) => self.waiting.entry(capture).or_default().push((start, bytes)),
-            (None, None) => self.free.insert(start, bytes, &self.chunks),
-        }
+        let ranges = match (owner, self.capturing) {
+            (Owner::Nobody, Some(capture)) => {
+                self.graphs.entry(capture).or_default().push((start, bytes));
+                return Ok(());
+            }
+            (Owner::Nobody, None) => &mut self.free,
+            (Owner::Graph(graph), capturing) if capturing == Some(graph) => &mut self.own,
+            (Owner::Graph(_) | Owner::Graphs, _) if self.graphs.is_empty() => &mut self.free,
+            (Owner::Graph(_) | Owner::Graphs, _) => &mut self.common,
+        };
+        ranges.insert(start, bytes, &self.chunks);
         Ok(())
     }
 
@@ -108,26 +135,38 @@ impl Arena {
     pub(super) fn begin(&mut self) -> GraphId {
         self.captures += 1;
         let graph = GraphId(self.captures);
-        self.graphs.insert(graph, Ranges::default());
+        self.graphs.insert(graph, Vec::new());
         self.capturing = Some(graph);
         graph
     }
 
-    /// Ends what [`Arena::begin`] began.
-    pub(super) fn end(&mut self) {
+    /// Ends what [`Arena::begin`] began. Refuses a capture that keeps what other graphs write to.
+    pub(super) fn end(&mut self) -> Result<()> {
         self.capturing = None;
+        for (start, bytes) in std::mem::take(&mut self.own).by_start {
+            self.common.insert(start, bytes, &self.chunks);
+        }
+        match self.taken.iter().find(|(_, block)| block.owner == Owner::Graphs) {
+            Some((start, Block { bytes, .. })) => {
+                let what =
+                    format!("{bytes} bytes at {start:#x} outlive their capture, and other graphs use them");
+                Err(Error::internal("capture", what))
+            }
+            None => Ok(()),
+        }
     }
 
-    /// The graph is gone, its memory may be used for anything.
+    /// The graph is gone; with the last one goes what they shared.
     pub(super) fn end_of(&mut self, graph: GraphId) {
-        let ranges = self.graphs.remove(&graph).unwrap_or_default().by_start;
-        for (start, bytes) in ranges.into_iter().chain(self.waiting.remove(&graph).unwrap_or_default()) {
-            self.free.insert(start, bytes, &self.chunks);
+        let mut unused = self.graphs.remove(&graph).unwrap_or_default();
+        if self.graphs.is_empty() {
+            unused.extend(std::mem::take(&mut self.common).by_start);
         }
+        unused.into_iter().for_each(|(start, bytes)| self.free.insert(start, bytes, &self.chunks));
         self.taken
             .values_mut()
-            .filter(|block| block.graph == Some(graph))
-            .for_each(|block| block.graph = None);
+            .filter(|block| block.owner == Owner::Graph(graph))
+            .for_each(|block| block.owner = Owner::Nobody);
     }
 }
 
@@ -234,7 +273,7 @@ mod tests {
         let output = arena.take(1024).unwrap();
         arena.give(before).unwrap();
         assert_eq!(arena.take(1024), Some(0x1c00), "what the graph may read is not written over");
-        arena.end();
+        arena.end().unwrap();
         arena.give(work).unwrap();
         arena.give(0x1c00).unwrap();
         assert_eq!(arena.take(256), None, "all of it belongs to the graph");
@@ -244,45 +283,98 @@ mod tests {
         assert_eq!(arena.take(4096), Some(0x1000));
     }
 
-    /// Against a model that knows every byte's owner.
+    #[test]
+    fn graphs_share_what_each_leaves_behind() {
+        let mut arena = arena(&[(0x1000, 4096)]);
+        let passing = |arena: &mut Arena, bytes| {
+            let graph = arena.begin();
+            let work = arena.take(bytes).unwrap();
+            arena.give(work).unwrap();
+            (graph, work)
+        };
+        let (first, work) = passing(&mut arena, 1024);
+        arena.end().unwrap();
+        let (second, shared) = passing(&mut arena, 1024);
+        let fresh = arena.take(2048).unwrap();
+        arena.end().unwrap();
+        assert_eq!((shared, fresh), (work, 0x1400), "it keeps only what no other graph writes to");
+        let (third, _) = passing(&mut arena, 1024);
+        let kept = arena.take(1024).unwrap();
+        assert!(arena.end().unwrap_err().to_string().contains("outlive their capture"));
+        for graph in [second, third] {
+            arena.end_of(graph);
+        }
+        arena.give(fresh).unwrap();
+        arena.give(kept).unwrap();
+        assert_eq!((arena.take(3072), arena.take(256)), (Some(0x1400), None), "the first graph is there");
+        arena.end_of(first);
+        assert_eq!(arena.take(1024), Some(work));
+    }
+
+    /// Against a model that knows what is held and what each graph writes to.
     #[test]
     fn nothing_is_given_out_twice_and_nothing_is_lost() {
         const BYTES: usize = 64 * GRAIN;
+        let meets = |(a, length): (u64, usize), (b, other): (u64, usize)| {
+            a < b + other as u64 && b < a + length as u64
+        };
         let mut arena = arena(&[(0, BYTES)]);
         let (mut held, mut state) = (Vec::<(u64, usize)>::new(), 1_u64);
         let mut random = |below: usize| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             (state >> 33) as usize % below
         };
-        let mut graph = None;
-        for step in 0..4000 {
-            match (step % 97, graph) {
-                (50, None) => graph = Some(arena.begin()),
-                (60, Some(_)) => arena.end(),
-                (80, Some(id)) => {
-                    arena.end_of(id);
-                    graph = None;
+        let mut graphs = Vec::<(GraphId, Vec<(u64, usize)>)>::new();
+        // What graphs that are gone wrote to is the others' until the last goes.
+        let (mut capturing, mut left) = (false, Vec::<(u64, usize)>::new());
+        for step in 0..8000 {
+            match step % 97 {
+                50 => {
+                    graphs.push((arena.begin(), Vec::new()));
+                    capturing = true;
+                }
+                60 if capturing => {
+                    capturing = false;
+                    let others = &graphs[..graphs.len() - 1];
+                    let shared = || others.iter().flat_map(|graph| &graph.1).chain(&left);
+                    let written = |range| shared().any(|&its| meets(its, range));
+                    let own = graphs.last().map_or(&[][..], |graph| &graph.1);
+                    let (passing, kept) =
+                        held.into_iter().partition(|range| own.contains(range) && written(*range));
+                    held = kept;
+                    let passing: Vec<(u64, usize)> = passing;
+                    passing.iter().for_each(|&(start, _)| arena.give(start).unwrap());
+                    arena.end().unwrap();
+                }
+                80 if random(3) > 0 => {
+                    let count = if random(4) == 0 { graphs.len() } else { 1 };
+                    for _ in 0..count {
+                        let (id, writes) = graphs.remove(random(graphs.len()));
+                        arena.end_of(id);
+                        left.extend(writes);
+                    }
+                    left.retain(|_| !graphs.is_empty());
                 }
                 _ => {}
             }
             if random(2) == 0 && !held.is_empty() {
                 let (start, _) = held.swap_remove(random(held.len()));
                 arena.give(start).unwrap();
-            } else {
-                let bytes = 1 + random(6 * GRAIN);
-                if let Some(start) = arena.take(bytes) {
-                    let end = start + bytes as u64;
-                    assert!(end as usize <= BYTES);
-                    assert!(
-                        held.iter().all(|&(s, b)| end <= s || s + b as u64 <= start),
-                        "{start:#x} overlaps"
-                    );
-                    held.push((start, bytes));
-                }
+                continue;
+            }
+            let bytes = 1 + random(6 * GRAIN);
+            let Some(start) = arena.take(bytes) else { continue };
+            let range = (start, bytes);
+            assert!(start as usize + bytes <= BYTES);
+            assert!(held.iter().all(|&other| !meets(other, range)), "{start:#x} is held");
+            let written = graphs.iter().flat_map(|graph| &graph.1).any(|&its| meets(its, range));
+            assert!(capturing || !written, "a graph writes to {start:#x}");
+            held.push(range);
+            if let Some((_, writes)) = graphs.last_mut().filter(|_| capturing) {
+                writes.push(range);
             }
         }
-        arena.end();
-        graph.into_iter().for_each(|id| arena.end_of(id));
+        graphs.into_iter().for_each(|(id, _)| arena.end_of(id));
         held.into_iter().for_each(|(start, _)| arena.give(start).unwrap());
         assert_eq!((arena.unused(), arena.trim().len()), (BYTES, 1));
     }

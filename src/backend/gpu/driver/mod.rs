@@ -441,7 +441,7 @@ impl Runtime for Cuda {
         let Some(Capture { memory, launches, uploads, .. }) = state.capture.take() else {
             return Err(Error::internal("capture", "it ended by itself"));
         };
-        state.arena.end();
+        let kept = state.arena.end();
         let executable = state.end_capture();
         if executable.is_err() {
             uploads.iter().for_each(Pinned::free);
@@ -452,6 +452,7 @@ impl Runtime for Cuda {
         let state = self.state.clone();
         let graph = executable.map(|executable| Graph { state, executable, memory, launches, uploads });
         outcome.unwrap_or_else(|panic| resume_unwind(panic))?;
+        kept?;
         graph
     }
 
