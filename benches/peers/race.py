@@ -1,4 +1,4 @@
-"""Pellucid against its peers: same machine, same threads, same weights, sides taking turns.
+"""Pellucid against its peers: same machine, same cores, same weights, sides taking turns.
 
     python benches/peers/checkpoint.py /tmp/half --gguf /tmp/half.gguf
     python benches/peers/race.py /tmp/half --gguf /tmp/half.gguf --threads 4 --turns 3 \\
@@ -28,6 +28,12 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 MEASURES = ("decode1", "decode8", "prefill")
+
+
+def pin(threads):
+    """Puts all that is started from here on the same cores: on a shared machine pairs of cores differ in what memory gives
+    them, and a side would keep the pair it happened to begin on."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
 def program(bench):
@@ -132,6 +138,7 @@ def main():
     parser.add_argument("--compile", action="store_true", help="race torch.compile too")
     options = parser.parse_args()
 
+    pin(options.threads)
     programs = sides(options)
     records = {side: [] for side in programs}
     load = []

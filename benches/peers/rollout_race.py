@@ -94,6 +94,7 @@ def main():
     parser.add_argument("--only", nargs="*", help="race these peers only")
     parser.add_argument("--note", default="", help="what else to remember, such as what else the machine did")
     options = parser.parse_args()
+    race.pin(options.threads)
     vocab = json.loads((options.folder / "config.json").read_text())["vocab_size"]
 
     programs = peers(options)
